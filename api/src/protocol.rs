@@ -1,0 +1,298 @@
+//! What a server and an agent say to each other over one WebSocket, as JSON messages.
+//!
+//! The agent dials and says `hello`; the server answers `welcome` with a session id that the agent never stores,
+//! then the full set of orders, then deltas chained by `from` and `to`: a gap ends the session, and the next one
+//! starts with a full set. Absence from a full set never means delete.
+
+use crate::host::{Capacity, HostPhase};
+use crate::instance::{Assignment, Instance, LimitsStatus, Phase, Tombstone};
+use crate::network::Network;
+use crate::object::{Labels, Uid};
+use crate::volume::Volume;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The version of this protocol; N and N-1 work together.
+pub const VERSION: u32 = 1;
+/// Where the agent opens its session.
+pub const SESSION_PATH: &str = "/agent/v1/session";
+/// Where the agent opens a stream that a server asked for: `/agent/v1/streams/ID`.
+pub const STREAM_PATH: &str = "/agent/v1/streams";
+/// Where the agent fetches an image's archive: `/agent/v1/archives/DIGEST`.
+pub const ARCHIVE_PATH: &str = "/agent/v1/archives";
+
+/// From agent to server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromAgent {
+    Hello(Hello),
+    Heartbeat {
+        health: Health,
+    },
+    /// Reports that changed since they were last sent in this session.
+    Reports {
+        reports: Vec<Report>,
+    },
+    /// What carries our label and is named by no order: the whole set, each time it changes.
+    Orphans {
+        orphans: Vec<Orphan>,
+    },
+    /// Tombstones that are done on this host.
+    Buried {
+        uids: Vec<Uid>,
+    },
+    /// For the log of events of an instance.
+    Happened {
+        uid: Uid,
+        reason: String,
+        message: String,
+        warning: bool,
+    },
+}
+
+/// From server to agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromServer {
+    Welcome {
+        session: String,
+        heartbeat_ms: u64,
+    },
+    /// Every order for this host.
+    Full {
+        sequence: u64,
+        orders: Vec<Order>,
+        tombstones: Vec<Tombstone>,
+    },
+    /// What changed. `from` is the sequence it follows on.
+    Delta {
+        from: u64,
+        to: u64,
+        orders: Vec<Order>,
+        tombstones: Vec<Tombstone>,
+    },
+    HeartbeatReply {
+        heartbeat_ms: u64,
+    },
+    /// Dial back a stream of this id and serve the request on it.
+    Open {
+        stream: String,
+        request: StreamRequest,
+    },
+    /// The session ends; say why in the agent's log.
+    Goodbye {
+        reason: String,
+    },
+}
+
+/// Who the agent is and what its host has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    pub version: u32,
+    pub host: String,
+    /// Of the host, made at the agent's first start: a new machine of the same name is another host.
+    pub uid: Uid,
+    #[serde(default)]
+    pub labels: Labels,
+    pub capacity: Capacity,
+    pub cgroup: String,
+    pub health: Health,
+}
+
+/// How the host's Docker is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Health {
+    pub phase: HostPhase,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub docker: Option<String>,
+}
+
+/// All that a host needs to know to run an instance, with or without a server: what the agent's ledger keeps,
+/// and enough to bring the instance back into an empty store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Order {
+    pub instance: Instance,
+    pub assignment: Assignment,
+    /// The root disk's uid.
+    pub disk: Uid,
+    /// By name, of the instance's nics.
+    #[serde(default)]
+    pub networks: BTreeMap<String, Network>,
+    /// By name, of its mounts.
+    #[serde(default)]
+    pub volumes: BTreeMap<String, Volume>,
+    /// Its environment with secrets filled in.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// The archive its image comes from. None: the host's Docker has it or pulls it.
+    #[serde(default)]
+    pub archive: Option<Archive>,
+}
+
+impl Order {
+    pub fn uid(&self) -> &Uid {
+        &self.instance.uid
+    }
+
+    /// `PROJECT/NAME`.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.instance.project.as_deref().unwrap_or("-"), self.instance.name)
+    }
+}
+
+/// An imported image's kept bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Archive {
+    pub image_id: String,
+    /// SHA-256 of the archive: what [`ARCHIVE_PATH`] takes.
+    pub digest: String,
+}
+
+/// What an agent has seen of an instance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    pub uid: Uid,
+    pub epoch: u64,
+    /// The instance's generation, and the assignment's, that the host has acted on.
+    pub generation: u64,
+    pub assignment_generation: u64,
+    pub phase: Phase,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i64>,
+    #[serde(default)]
+    pub oom_killed: bool,
+    #[serde(default)]
+    pub restarts: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_data_exit_code: Option<i64>,
+    #[serde(default)]
+    pub limits: LimitsStatus,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub restart_required: Vec<String>,
+}
+
+/// An instance that runs (or lies) on a host and is named by nobody.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Orphan {
+    /// The agent's own record. None: only the container's labels are left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Order>,
+    pub project: String,
+    pub name: String,
+    pub uid: Uid,
+    pub phase: Phase,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container_id: Option<String>,
+}
+
+/// What a stream is for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum StreamRequest {
+    Exec {
+        uid: Uid,
+        command: Vec<String>,
+        tty: bool,
+        stdin: bool,
+        #[serde(default)]
+        size: Option<TerminalSize>,
+        #[serde(default)]
+        env: BTreeMap<String, String>,
+    },
+    /// A login shell of root on a new terminal.
+    Console {
+        uid: Uid,
+        #[serde(default)]
+        size: Option<TerminalSize>,
+        #[serde(default)]
+        term: Option<String>,
+    },
+    /// What each of these uses now: one `Stdout` message each, JSON [`Usage`], then `Exit`.
+    Stats { uids: Vec<Uid> },
+    Logs {
+        uid: Uid,
+        follow: bool,
+        /// The last so many lines. None: all that are kept.
+        #[serde(default)]
+        tail: Option<u64>,
+        #[serde(default)]
+        since: Option<Timestamp>,
+        #[serde(default)]
+        timestamps: bool,
+    },
+}
+
+/// Columns and rows of a terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    pub columns: u16,
+    pub rows: u16,
+}
+
+/// The first byte of each binary message on a stream; the rest is its payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Channel {
+    Stdin = 0,
+    Stdout = 1,
+    Stderr = 2,
+    /// Client to host, JSON [`TerminalSize`].
+    Resize = 3,
+    /// Host to client, JSON [`Exit`]: the last message.
+    Exit = 4,
+    /// Client to host, empty: no more input.
+    CloseStdin = 5,
+}
+
+impl Channel {
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        Some(match byte {
+            0 => Channel::Stdin,
+            1 => Channel::Stdout,
+            2 => Channel::Stderr,
+            3 => Channel::Resize,
+            4 => Channel::Exit,
+            5 => Channel::CloseStdin,
+            _ => return None,
+        })
+    }
+}
+
+/// How a stream ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Exit {
+    /// The program's own, 128+n for a signal, 125 when it could not be run.
+    pub code: i32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// What an instance uses, as the kernel counts it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    pub uid: Uid,
+    /// CPU time since its start, in nanoseconds.
+    pub cpu_usage_ns: u64,
+    /// Memory without what the kernel can drop at once.
+    pub memory_bytes: u64,
+    pub pids: u64,
+    /// Read from and written to disks since its start.
+    pub read_bytes: u64,
+    pub write_bytes: u64,
+    pub at: Timestamp,
+}
