@@ -1,0 +1,323 @@
+//! One state of the cloud, with the indexes that its readers need.
+
+use super::table::{At, Row, Table, at};
+use crate::store::keys::{Key, ObjectRef};
+use crate::store::{Change, KeyValue, Revision};
+use enoki_api::host::{Capacity, HostSpec, HostStatus};
+use enoki_api::image::ImageSpec;
+use enoki_api::instance::{AddressClaim, Assignment, InstanceSpec, InstanceStatus, Tombstone};
+use enoki_api::network::NetworkSpec;
+use enoki_api::object::{Kind, Object, Spec, Uid};
+use enoki_api::project::ProjectSpec;
+use enoki_api::quantity::{Bytes, MilliCpu};
+use enoki_api::secret::SecretSpec;
+use enoki_api::volume::{VolumeSpec, VolumeStatus};
+use imbl::{OrdMap, OrdSet};
+use serde::de::DeserializeOwned;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Everything the store holds at one revision.
+#[derive(Clone, Default)]
+pub struct Snapshot {
+    pub revision: Revision,
+    /// Whether a whole listing stands behind it.
+    pub loaded: bool,
+    pub hosts: Table<HostSpec>,
+    pub projects: Table<ProjectSpec>,
+    pub networks: Table<NetworkSpec>,
+    pub volumes: Table<VolumeSpec>,
+    pub secrets: Table<SecretSpec>,
+    pub images: Table<ImageSpec>,
+    pub instances: Table<InstanceSpec>,
+    pub host_status: OrdMap<String, Arc<HostStatus>>,
+    pub instance_status: OrdMap<At, Arc<InstanceStatus>>,
+    pub volume_status: OrdMap<At, Arc<VolumeStatus>>,
+    pub assignments: OrdMap<At, Arc<Placed>>,
+    /// By project, network and address.
+    pub addresses: OrdMap<(String, String, IpAddr), Arc<(AddressClaim, Revision)>>,
+    pub tombstones: OrdMap<String, Arc<(Tombstone, Revision)>>,
+    /// Revisions of keys that only guard something (segments).
+    pub guards: OrdMap<String, Revision>,
+    /// Keys whose value does not decode, and why: shown, acted on by nobody.
+    pub undecodable: OrdMap<String, String>,
+    /// The instances of each host.
+    pub by_host: OrdMap<String, OrdSet<At>>,
+    /// The sum of the grants on each host.
+    pub granted: OrdMap<String, Capacity>,
+    /// Where each uid stands.
+    pub by_uid: OrdMap<Uid, At>,
+}
+
+/// An assignment and the revision of its key.
+#[derive(Clone, Debug)]
+pub struct Placed {
+    pub assignment: Assignment,
+    pub revision: Revision,
+}
+
+impl Snapshot {
+    /// An instance with its status.
+    pub fn instance(&self, at: &At) -> Option<Object<InstanceSpec>> {
+        let mut object = self.instances.at(at)?.object.clone();
+        if let Some(status) = self.instance_status.get(at) {
+            object.status = InstanceStatus::clone(status);
+        }
+        Some(object)
+    }
+
+    /// Where the instance with this uid stands, if it still does.
+    pub fn instance_of(&self, uid: &Uid) -> Option<&Arc<Row<InstanceSpec>>> {
+        self.instances.at(self.by_uid.get(uid)?)
+    }
+
+    /// The claims on a network's addresses, ascending.
+    pub fn claims<'a>(
+        &'a self,
+        project: &'a str,
+        network: &'a str,
+    ) -> impl Iterator<Item = (IpAddr, &'a Arc<(AddressClaim, Revision)>)> {
+        let first = (project.to_owned(), network.to_owned(), IpAddr::from([0, 0, 0, 0]));
+        self.addresses
+            .range(first..)
+            .take_while(move |((p, n, _), _)| p == project && n == network)
+            .map(|((_, _, address), claim)| (*address, claim))
+    }
+
+    /// The keys of everything that watchers and controllers follow.
+    pub(super) fn keys(&self) -> impl Iterator<Item = Key> {
+        fn specs<S: Spec>(table: &Table<S>) -> impl Iterator<Item = Key> {
+            table.iter().map(|((project, name), _)| {
+                let project = Some(project.clone()).filter(|project| !project.is_empty());
+                Key::Spec(ObjectRef { kind: S::KIND.plural().to_owned(), project, name: name.clone() })
+            })
+        }
+        let assignments = self
+            .assignments
+            .keys()
+            .map(|(project, name)| Key::Assignment { project: project.clone(), name: name.clone() });
+        let tombstones = self.tombstones.keys().map(|uid| Key::Tombstone { uid: uid.clone() });
+        specs(&self.hosts)
+            .chain(specs(&self.projects))
+            .chain(specs(&self.networks))
+            .chain(specs(&self.volumes))
+            .chain(specs(&self.secrets))
+            .chain(specs(&self.images))
+            .chain(specs(&self.instances))
+            .chain(assignments)
+            .chain(tombstones)
+    }
+
+    /// Takes one change of the store. A key that is not ours, or does not decode, is noted and left alone.
+    pub(super) fn apply(&mut self, change: &Change) -> Option<Key> {
+        let text = change.key();
+        let key = Key::parse(text)?;
+        self.undecodable.remove(text);
+        let result = match change {
+            Change::Put(stored) => self.put(&key, stored),
+            Change::Delete { .. } => {
+                self.delete(&key);
+                Ok(())
+            }
+        };
+        if let Err(why) = result {
+            // What stood there before is no longer true either.
+            self.delete(&key);
+            tracing::warn!(key = text, %why, "a stored value does not decode; it is left alone");
+            self.undecodable.insert(text.to_owned(), why);
+        }
+        Some(key)
+    }
+
+    fn put(&mut self, key: &Key, stored: &KeyValue) -> Result<(), String> {
+        match key {
+            Key::Spec(object) => self.put_spec(object, stored),
+            Key::Status(object) => self.put_status(object, stored),
+            Key::Assignment { project, name } => {
+                let at = (project.clone(), name.clone());
+                let assignment: Assignment = decode(stored)?;
+                self.unassign(&at);
+                self.assign(at, Placed { assignment, revision: stored.mod_revision });
+                Ok(())
+            }
+            Key::Address { project, network, address } => {
+                let claim: AddressClaim = decode(stored)?;
+                let at = (project.clone(), network.clone(), *address);
+                self.addresses.insert(at, Arc::new((claim, stored.mod_revision)));
+                Ok(())
+            }
+            Key::Tombstone { uid } => {
+                let tombstone: Tombstone = decode(stored)?;
+                self.tombstones.insert(uid.clone(), Arc::new((tombstone, stored.mod_revision)));
+                Ok(())
+            }
+            Key::Segment { .. } => {
+                self.guards.insert(key.to_string(), stored.mod_revision);
+                Ok(())
+            }
+            Key::Scale { .. } | Key::Election { .. } => Ok(()),
+        }
+    }
+
+    fn put_spec(&mut self, object: &ObjectRef, stored: &KeyValue) -> Result<(), String> {
+        match object.kind.parse::<Kind>() {
+            Ok(Kind::Host) => row(&mut self.hosts, stored),
+            Ok(Kind::Project) => row(&mut self.projects, stored),
+            Ok(Kind::Network) => row(&mut self.networks, stored),
+            Ok(Kind::Volume) => row(&mut self.volumes, stored),
+            Ok(Kind::Secret) => row(&mut self.secrets, stored),
+            Ok(Kind::Image) => row(&mut self.images, stored),
+            Ok(Kind::Instance) => {
+                let new = Row::<InstanceSpec>::decode(&stored.value, stored.mod_revision)?;
+                let at = new.at();
+                if let Some(old) = self.instances.at(&at) {
+                    self.by_uid.remove(&old.object.uid.clone());
+                }
+                self.by_uid.insert(new.object.uid.clone(), at.clone());
+                self.instances.put(at, new);
+                Ok(())
+            }
+            // A kind of a newer version: not ours to read.
+            Ok(Kind::Event) | Err(_) => Ok(()),
+        }
+    }
+
+    fn put_status(&mut self, object: &ObjectRef, stored: &KeyValue) -> Result<(), String> {
+        let at = place(object);
+        match object.kind.parse::<Kind>() {
+            Ok(Kind::Host) => {
+                self.host_status.insert(object.name.clone(), Arc::new(decode(stored)?));
+            }
+            Ok(Kind::Instance) => {
+                self.instance_status.insert(at, Arc::new(decode(stored)?));
+            }
+            Ok(Kind::Volume) => {
+                self.volume_status.insert(at, Arc::new(decode(stored)?));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, key: &Key) {
+        match key {
+            Key::Spec(object) => self.delete_spec(object),
+            Key::Status(object) => {
+                let at = place(object);
+                match object.kind.parse::<Kind>() {
+                    Ok(Kind::Host) => drop(self.host_status.remove(&object.name)),
+                    Ok(Kind::Instance) => drop(self.instance_status.remove(&at)),
+                    Ok(Kind::Volume) => drop(self.volume_status.remove(&at)),
+                    _ => {}
+                }
+            }
+            Key::Assignment { project, name } => self.unassign(&(project.clone(), name.clone())),
+            Key::Address { project, network, address } => {
+                self.addresses.remove(&(project.clone(), network.clone(), *address));
+            }
+            Key::Tombstone { uid } => drop(self.tombstones.remove(uid)),
+            Key::Segment { .. } => drop(self.guards.remove(&key.to_string())),
+            Key::Scale { .. } | Key::Election { .. } => {}
+        }
+    }
+
+    fn delete_spec(&mut self, object: &ObjectRef) {
+        let at = place(object);
+        match object.kind.parse::<Kind>() {
+            Ok(Kind::Host) => self.hosts.remove(&at),
+            Ok(Kind::Project) => self.projects.remove(&at),
+            Ok(Kind::Network) => self.networks.remove(&at),
+            Ok(Kind::Volume) => self.volumes.remove(&at),
+            Ok(Kind::Secret) => self.secrets.remove(&at),
+            Ok(Kind::Image) => self.images.remove(&at),
+            Ok(Kind::Instance) => {
+                if let Some(row) = self.instances.at(&at) {
+                    self.by_uid.remove(&row.object.uid.clone());
+                }
+                self.instances.remove(&at);
+            }
+            Ok(Kind::Event) | Err(_) => {}
+        }
+    }
+
+    /// Binds as the leader's plan would: the store's echo does the same.
+    pub(crate) fn assign(&mut self, at: At, placed: Placed) {
+        let host = placed.assignment.host.clone();
+        let mut sum = self.granted.get(&host).copied().unwrap_or_default();
+        add(&mut sum, &placed.assignment);
+        self.granted.insert(host.clone(), sum);
+        let mut instances = self.by_host.get(&host).cloned().unwrap_or_default();
+        instances.insert(at.clone());
+        self.by_host.insert(host, instances);
+        self.assignments.insert(at, Arc::new(placed));
+    }
+
+    pub(crate) fn unassign(&mut self, at: &At) {
+        let Some(old) = self.assignments.remove(at) else { return };
+        let host = &old.assignment.host;
+        if let Some(mut sum) = self.granted.get(host).copied() {
+            subtract(&mut sum, &old.assignment);
+            self.granted.insert(host.clone(), sum);
+        }
+        if let Some(mut instances) = self.by_host.get(host).cloned() {
+            instances.remove(at);
+            self.by_host.insert(host.clone(), instances);
+        }
+    }
+}
+
+fn row<S: Spec>(table: &mut Table<S>, stored: &KeyValue) -> Result<(), String> {
+    let row = Row::decode(&stored.value, stored.mod_revision)?;
+    table.put(at(&row.object), row);
+    Ok(())
+}
+
+fn decode<T: DeserializeOwned>(stored: &KeyValue) -> Result<T, String> {
+    serde_json::from_slice(&stored.value).map_err(|error| error.to_string())
+}
+
+fn place(object: &ObjectRef) -> At {
+    (object.project.clone().unwrap_or_default(), object.name.clone())
+}
+
+fn add(sum: &mut Capacity, assignment: &Assignment) {
+    let granted = &assignment.granted;
+    sum.cpus = MilliCpu(sum.cpus.0 + granted.cpus.unwrap_or_default().0);
+    sum.memory = Bytes(sum.memory.0 + granted.memory.unwrap_or_default().0);
+    sum.pids += granted.pids.unwrap_or_default();
+    sum.instances += 1;
+}
+
+fn subtract(sum: &mut Capacity, assignment: &Assignment) {
+    let granted = &assignment.granted;
+    sum.cpus = MilliCpu(sum.cpus.0.saturating_sub(granted.cpus.unwrap_or_default().0));
+    sum.memory = Bytes(sum.memory.0.saturating_sub(granted.memory.unwrap_or_default().0));
+    sum.pids = sum.pids.saturating_sub(granted.pids.unwrap_or_default());
+    sum.instances = sum.instances.saturating_sub(1);
+}
+
+/// For tests of what reads snapshots: rows that no store has seen.
+#[cfg(test)]
+impl Snapshot {
+    pub fn seed_host(&mut self, host: Object<HostSpec>, status: HostStatus) {
+        self.host_status.insert(host.name.clone(), Arc::new(status));
+        self.hosts.seed(host);
+    }
+
+    pub fn seed_instance(&mut self, instance: Object<InstanceSpec>) {
+        self.by_uid.insert(instance.uid.clone(), at(&instance));
+        self.instances.seed(instance);
+    }
+
+    pub fn seed_network(&mut self, network: Object<NetworkSpec>) {
+        self.networks.seed(network);
+    }
+
+    pub fn cordon(&mut self, host: &str) {
+        if let Some(row) = self.hosts.get("", host) {
+            let mut object = row.object.clone();
+            object.spec.cordoned = true;
+            self.hosts.seed(object);
+        }
+    }
+}
