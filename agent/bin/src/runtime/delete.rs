@@ -1,0 +1,38 @@
+//! `delete`: runc's own, and afterwards the instance's disk is unmounted. The unmounting never changes the outcome: what it misses, the
+//! next `create` on that disk finds and takes down.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use enoki_helpers::args::Call;
+use enoki_helpers::claim::{self, Claim, Owner};
+use enoki_helpers::{Refusal, record};
+
+use crate::runc;
+
+pub fn delete(runc: &Path, call: &Call, words: &[OsString], id: &str) -> Result<ExitCode, Refusal> {
+    let status = runc::wait_for(runc, words)
+        .map_err(|e| Refusal::new(format!("cannot run {}: {e}", runc.display())))?;
+    let me = Owner { container: id.to_owned(), runc_root: call.root.clone() };
+    // runc refuses to delete what still runs; then the disk stays where it is.
+    let gone = status.success() || claim::status(runc, &me).is_none();
+    if gone && let Err(why) = unmount(&me) {
+        eprintln!("enoki: {why}");
+    }
+    Ok(ExitCode::from(runc::code(status)))
+}
+
+/// Only what this container mounted: a successor may have taken the disk over already.
+fn unmount(me: &Owner) -> Result<(), Refusal> {
+    let recorded = record::load(&me.container).ok();
+    let recorded = recorded.and_then(|record| record.rootfs.mountpoint.canonicalize().ok());
+    let Some(mountpoint) = recorded.or_else(|| claim::find_mountpoint(&me.container)) else {
+        return Ok(());
+    };
+    let mut claim = Claim::lock(&mountpoint)?;
+    match claim.owner() {
+        Some(owner) if owner.container == me.container => claim.release(),
+        _ => Ok(()),
+    }
+}
