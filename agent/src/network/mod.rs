@@ -1,0 +1,279 @@
+//! An instance's network: a namespace, its links, addresses and routes, made before its container exists.
+//!
+//! ```text
+//!  host namespace            fabric namespace                 instance namespace
+//!  ek<net> gateway/24 ────── el<net> ─┐                       /run/enoki/netns/<uid>
+//!  nft table ip enoki                 eb<net> (bridge)
+//!  DOCKER-USER accept                 └─ ev<uid,nic> ──────── eth0 address/24, default route
+//! ```
+//! - All bridges live in one namespace of their own, the *fabric*, which has no firewall rules and no conntrack:
+//!   whatever Docker or an administrator does to the host's own chains cannot lose a frame between two instances.
+//! - The host has a *leg* (`ek…`) into a segment only where that network's gateway is on the host.
+//! - Every name is derived from a uid, and every operation is "make it so": looked at, compared by [`plan`], and only
+//!   the difference is done. Killed at any step and repeated, the result is the same; a correct instance is not touched.
+//! - Namespaces are pinned by bind mounts, so they outlive the agent and every daemon.
+//!
+//! **On failure** an operation returns the first [`Error`] and leaves what it had made; the caller repeats it. There
+//! is no retry in here beyond one re-reading of what a concurrent operation changed.
+
+mod bridge;
+mod egress;
+mod fabric;
+mod host;
+mod linux;
+mod names;
+mod namespace;
+mod netlink;
+pub mod plan;
+mod programs;
+mod rate;
+mod simulated;
+
+use std::fmt;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use async_trait::async_trait;
+use ipnet::Ipv4Net;
+
+pub use linux::Linux;
+pub use simulated::{Simulated, World};
+
+/// What is on the wire below a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// One bridge on this host; reaches no other host.
+    Local,
+}
+
+/// Who routes for a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Gateway {
+    /// Nobody: instances reach their own segment only.
+    None,
+    /// This host, with the first address of the CIDR.
+    Host,
+    /// Somebody on the segment with this address; the host owns no address on it.
+    Address(Ipv4Addr),
+}
+
+/// Where the host forwards what instances send beyond their segment. Only `gateway: host` gives it a meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Egress {
+    /// Nowhere: an instance reaches the host and its own segment.
+    None,
+    /// Anywhere, with its own address; others may open connections to it.
+    Routed,
+    /// Anywhere, behind the host's address; from elsewhere only answers come back.
+    Nat,
+}
+
+/// One segment as this host has to have it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct NetworkPlan {
+    pub uid: String,
+    pub kind: Kind,
+    pub cidr: Ipv4Net,
+    pub gateway: Gateway,
+    pub egress: Egress,
+}
+
+impl NetworkPlan {
+    /// The address that instances route through, `None` where nobody routes.
+    pub fn gateway_address(&self) -> Option<Ipv4Addr> {
+        match self.gateway {
+            Gateway::None => None,
+            Gateway::Host => self.cidr.hosts().next(),
+            Gateway::Address(address) => Some(address),
+        }
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let bad = |why: String| Err(Error::Invalid(format!("network {}: {why}", self.uid)));
+        check_uid("network", &self.uid)?;
+        if self.cidr.trunc() != self.cidr {
+            return bad(format!("{} has host bits set, use {}", self.cidr, self.cidr.trunc()));
+        }
+        if !(8..=30).contains(&self.cidr.prefix_len()) {
+            return bad(format!("{} must have a prefix between /8 and /30", self.cidr));
+        }
+        match self.gateway {
+            Gateway::Address(address) if !usable(&self.cidr, address) => {
+                bad(format!("the gateway {address} is not a host address of {}", self.cidr))
+            }
+            Gateway::None | Gateway::Host | Gateway::Address(_) => Ok(()),
+        }
+    }
+}
+
+/// A hardware address.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Mac {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let bad = || Error::Invalid(format!("{text:?} is not a MAC address like 02:00:5e:10:00:01"));
+        let mut mac = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut mac {
+            let part = parts.next().filter(|p| p.len() == 2).ok_or_else(bad)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
+        }
+        if parts.next().is_some() { Err(bad()) } else { Ok(Self(mac)) }
+    }
+}
+
+/// One interface of an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct NicPlan {
+    /// `eth0`, `eth1`, ...: the link's name inside.
+    pub name: String,
+    pub network: NetworkPlan,
+    pub address: Ipv4Addr,
+    pub mac: Mac,
+    /// Bits a second that the instance may send; `None` is unlimited.
+    pub egress_bits: Option<u64>,
+    /// Bits a second that the instance may receive; `None` is unlimited.
+    pub ingress_bits: Option<u64>,
+}
+
+/// All of an instance's interfaces. No NIC at all is a namespace with a loopback.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct InstancePlan {
+    pub uid: String,
+    pub nics: Vec<NicPlan>,
+}
+
+impl InstancePlan {
+    /// Refuses what no repetition could make right.
+    fn check(&self) -> Result<(), Error> {
+        check_uid("instance", &self.uid)?;
+        for (at, nic) in self.nics.iter().enumerate() {
+            let bad =
+                |why: String| Err(Error::Invalid(format!("instance {}, nic {}: {why}", self.uid, nic.name)));
+            let number = nic.name.strip_prefix("eth").and_then(|n| n.parse::<u8>().ok());
+            if number.is_none_or(|n| n >= names::MAX_NICS || nic.name != format!("eth{n}")) {
+                return bad(format!("a nic is named eth0 to eth{}", names::MAX_NICS - 1));
+            }
+            if self.nics[..at].iter().any(|other| other.name == nic.name) {
+                return bad("named twice".into());
+            }
+            nic.network.check()?;
+            if !usable(&nic.network.cidr, nic.address) {
+                return bad(format!("{} is not a host address of {}", nic.address, nic.network.cidr));
+            }
+            if nic.network.gateway_address() == Some(nic.address) && nic.network.gateway == Gateway::Host {
+                return bad(format!("{} is the gateway's, which the host has", nic.address));
+            }
+            if nic.mac.0[0] & 1 == 1 || nic.mac == Mac([0; 6]) {
+                return bad(format!("{} is not a unicast MAC address", nic.mac));
+            }
+            for bits in [nic.egress_bits, nic.ingress_bits].into_iter().flatten() {
+                if bits < rate::MIN_BITS {
+                    return bad(format!(
+                        "a rate of {bits} bit/s is below the smallest, {} bit/s",
+                        rate::MIN_BITS
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A host address: neither the network's own nor the broadcast.
+fn usable(cidr: &Ipv4Net, address: Ipv4Addr) -> bool {
+    cidr.contains(&address) && address != cidr.network() && address != cidr.broadcast()
+}
+
+/// A uid becomes a file name below the pins' folder.
+fn check_uid(what: &str, uid: &str) -> Result<(), Error> {
+    let fine = (1..=64).contains(&uid.len())
+        && uid != names::FABRIC
+        && uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    if fine {
+        Ok(())
+    } else {
+        Err(Error::Invalid(format!(
+            "{what} uid {uid:?}: use 1 to 64 letters, digits, - or _, and not {:?}",
+            names::FABRIC
+        )))
+    }
+}
+
+/// Why an operation did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The plan itself is wrong; repeating it is useless.
+    #[error("{0}")]
+    Invalid(String),
+    /// The host already has addresses there; a leg would take their traffic.
+    #[error("network {cidr} overlaps {present}, which this host has on {device}; choose another CIDR")]
+    Overlap { cidr: Ipv4Net, present: Ipv4Net, device: String },
+    /// A program that we run is not installed.
+    #[error("{program} is not installed on this host; install the package {package}")]
+    Missing { program: &'static str, package: &'static str },
+    /// A program that we ran refused.
+    #[error("{program} failed: {message}")]
+    Command { program: &'static str, message: String },
+    /// The kernel refused a request.
+    #[error("{what}: {source}")]
+    Netlink { what: String, source: rtnetlink::Error },
+    /// A system call failed.
+    #[error("{what}: {source}")]
+    System { what: String, source: io::Error },
+    /// Something took longer than its deadline.
+    #[error("{what} did not finish in {seconds} s")]
+    Deadline { what: String, seconds: u64 },
+    /// A link went away between looking and acting.
+    #[error("link {0} went away while it was being used")]
+    Vanished(String),
+    /// Somebody else keeps changing the same objects; repeat later.
+    #[error("instance {0}: its links kept changing while they were being made")]
+    Contended(String),
+}
+
+impl Error {
+    fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::System { what, source }
+    }
+}
+
+/// What the agent asks of its host's network. Every method may be repeated at any time.
+#[async_trait]
+pub trait Network: Send + Sync {
+    /// Makes the instance's namespace and everything in it as planned, and returns the path of its pin.
+    /// An instance that is right already is not touched, whatever runs in it.
+    async fn ensure(&self, plan: &InstancePlan) -> Result<PathBuf, Error>;
+
+    /// Takes the instance's links off their segments at once and unpins its namespace. Fine when there is none.
+    async fn remove(&self, uid: &str) -> Result<(), Error>;
+
+    /// Uids of the instances that have a namespace here.
+    async fn instances(&self) -> Result<Vec<String>, Error>;
+
+    /// Puts back what is missing for these networks (legs, table, DOCKER-USER, forwarding), and removes bridges and
+    /// legs of networks that are not named here and have no instance on them.
+    async fn tend(&self, networks: &[NetworkPlan]) -> Result<(), Error>;
+
+    /// Removes all that this module ever made on this host, except that `ip_forward` stays as it is.
+    async fn purge(&self) -> Result<(), Error>;
+}
