@@ -1,0 +1,99 @@
+//! What an instance needs of its host beside Docker: disk, links, the wrapper's record, generated files, limits.
+//!
+//! [`Linux`](super::linux::Linux) does it; [`Simulated`](super::simulated::Simulated) remembers it. Every method is
+//! "make it so" and may be repeated, also after a kill in its middle.
+
+use super::facts::Made;
+use super::observed::Disk;
+use crate::disk::Pinned;
+use async_trait::async_trait;
+use enoki_api::instance::{Doomed, LimitsStatus};
+use enoki_api::object::Uid;
+use enoki_api::protocol::{Order, Usage};
+use std::path::PathBuf;
+
+/// Why it was not done.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    /// A code for the status, as `network_unavailable`.
+    pub reason: &'static str,
+    pub message: String,
+}
+
+impl Error {
+    pub fn new(reason: &'static str, message: impl ToString) -> Self {
+        Error { reason, message: message.to_string() }
+    }
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// PURE: what the order's disk remembers of the image that it is made on.
+pub fn pin(order: &Order, id: &str) -> Pinned {
+    let archive = order.archive.as_ref().filter(|archive| archive.image_id == id);
+    Pinned {
+        id: id.to_owned(),
+        name: order.instance.spec.image.clone(),
+        digest: archive.map(|archive| archive.digest.clone()),
+    }
+}
+
+#[async_trait]
+pub trait Machine: Send + Sync + 'static {
+    /// Another value means that the host went down in between.
+    fn boot(&self) -> &str;
+
+    async fn disk(&self, disk: &Uid) -> Result<Option<Disk>>;
+
+    /// Makes the order's disk (on `image`, which it then remembers), mounts it, grows it; never shrinks it.
+    async fn ensure_disk(&self, order: &Order, image: Option<&str>) -> Result<()>;
+
+    /// Whether a root disk or volume is there at all.
+    async fn there(&self, what: Doomed, uid: &Uid) -> Result<bool>;
+
+    /// Destroys a root disk or volume. Refuses while something is mounted on it.
+    async fn destroy(&self, what: Doomed, uid: &Uid) -> Result<()>;
+
+    /// Whether the instance has its namespace.
+    async fn network(&self, uid: &Uid) -> Result<bool>;
+
+    async fn ensure_network(&self, order: &Order) -> Result<()>;
+
+    /// Puts back what these orders' networks need of the host itself, and clears away what none of them needs.
+    async fn tend(&self, orders: &[Order]) -> Result<()>;
+
+    /// Whether a namespace or generated files of it are there.
+    async fn remains(&self, uid: &Uid) -> Result<bool>;
+
+    async fn remove_remains(&self, uid: &Uid) -> Result<()>;
+
+    /// The disk that the wrapper's record of a container names.
+    async fn record(&self, container: &str) -> Result<Option<Uid>>;
+
+    /// Ids of all containers that have a record.
+    async fn records(&self) -> Result<Vec<String>>;
+
+    async fn write_record(&self, order: &Order, container: &str, made: &Made) -> Result<()>;
+
+    async fn remove_record(&self, container: &str) -> Result<()>;
+
+    /// What is bound into the container: made when missing. Host path, path inside, read-only.
+    async fn binds(&self, order: &Order) -> Result<Vec<(PathBuf, String, bool)>>;
+
+    /// Writes what can differ from start to start: hosts, hostname, resolv.conf, the user data script.
+    async fn write_files(&self, order: &Order) -> Result<()>;
+
+    /// Writes the grant to the running container and reads it back; a refusal leaves the old limits whole.
+    async fn apply_limits(&self, order: &Order, container: &str, pid: u32) -> Result<LimitsStatus>;
+
+    /// What a running container uses now.
+    async fn usage(&self, uid: &Uid, container: &str, pid: u32) -> Result<Usage>;
+
+    /// None: not ended yet, or there is no script.
+    async fn user_data_exit_code(&self, disk: &Uid) -> Option<i64>;
+
+    /// Where the init keeps the instance's output: a folder that the instance can write to, so nothing in it may be
+    /// followed.
+    async fn state_folder(&self, disk: &Uid) -> Result<PathBuf>;
+}

@@ -1,0 +1,347 @@
+//! One host's instances: what each should be ([`crate::ledger`]), what it is ([`observe`]), what to do about it
+//! ([`decide`], pure), and doing it ([`act`]).
+//!
+//! One task an instance, the only one that touches it. It wakes on a changed order, on Docker's word and on a slow
+//! timer, and every time looks at everything anew: what woke it is never believed. It can be killed between any two
+//! steps; whoever comes next looks, decides and goes on.
+//!
+//! ```text
+//!   wake ─▶ ledger ─▶ observe ─▶ decide ─▶ report ─▶ act, act, act ─┐
+//!    ▲                   ▲                                          │
+//!    └── nothing to do   └───────── done, or failed (wait) ─────────┘
+//! ```
+//! [`fleet`] starts the tasks, takes orders in, and finds orphans.
+
+pub mod act;
+pub mod decide;
+pub mod facts;
+mod files;
+pub mod fleet;
+pub mod learn;
+pub mod linux;
+pub mod machine;
+pub mod observe;
+pub mod observed;
+pub mod samples;
+pub mod simulated;
+
+use crate::image::{Archives, Images};
+use crate::ledger::Ledger;
+use crate::runtime::Runtime;
+use crate::session::outbox::Outbox;
+use act::{Failure, Scratch, act};
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use decide::decide;
+use enoki_api::instance::Doomed;
+use enoki_api::object::Uid;
+use enoki_api::protocol::FromAgent;
+use jiff::Timestamp;
+use machine::Machine;
+use observe::{Memory, desired, links, observe};
+use observed::{Action, Decision, Desired, Step, Trouble};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+/// Bring-ups at once. Docker's own start rate on two cores stops growing at about eight in flight, and a host that
+/// boots with hundreds of instances stays answerable.
+const BRING_UPS: usize = 8;
+/// How long an instance is left alone when nothing is said of it.
+const SLOW: Duration = Duration::from_secs(30);
+/// The pause of an instance whose actions succeed and change nothing.
+const SPIN: Duration = Duration::from_secs(2);
+/// The longest wait before a failed action is tried again (crash loops have their own, in `learn`).
+const RETRY_LONGEST: Duration = Duration::from_secs(30);
+
+/// What every instance's task needs: the host's parts, each behind a handle.
+pub struct Host {
+    pub runtime: Arc<dyn Runtime>,
+    pub machine: Arc<dyn Machine>,
+    pub images: Images,
+    pub ledger: Arc<Ledger>,
+    pub outbox: Outbox,
+    /// Whether Docker answers.
+    pub docker: watch::Receiver<bool>,
+    bring_ups: Semaphore,
+    /// Container ids by uid, from the last list.
+    listed: Mutex<BTreeMap<Uid, Vec<String>>>,
+}
+
+impl Host {
+    pub fn new(
+        runtime: Arc<dyn Runtime>,
+        machine: Arc<dyn Machine>,
+        archives: Arc<dyn Archives>,
+        ledger: Arc<Ledger>,
+        outbox: Outbox,
+        docker: watch::Receiver<bool>,
+    ) -> Self {
+        Host {
+            images: Images::new(runtime.clone(), archives),
+            runtime,
+            machine,
+            ledger,
+            outbox,
+            docker,
+            bring_ups: Semaphore::new(BRING_UPS),
+            listed: Mutex::default(),
+        }
+    }
+
+    /// Runs what blocks on the disk beside the tasks.
+    pub async fn with_ledger<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Ledger) -> T + Send + 'static,
+    ) -> Result<T, Failure> {
+        let ledger = self.ledger.clone();
+        tokio::task::spawn_blocking(move || work(&ledger))
+            .await
+            .map_err(|error| Failure { reason: "ledger_unwritable", message: error.to_string() })
+    }
+
+    fn listed(&self, uid: &Uid) -> Vec<String> {
+        let listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        listed.get(uid).cloned().unwrap_or_default()
+    }
+
+    fn set_listed(&self, all: BTreeMap<Uid, Vec<String>>) {
+        *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = all;
+    }
+
+    /// Whether an order that is to stay names this disk or volume.
+    fn needs(&self, uid: &Uid) -> bool {
+        self.ledger.uids().iter().filter_map(|instance| self.ledger.get(instance)).any(|entry| {
+            let order = &entry.order;
+            let stays = self.ledger.tombstone(order.uid()).is_none_or(|t| t.what != Doomed::Instance);
+            let volume = order.volumes.values().any(|volume| volume.uid == *uid);
+            stays && (order.disk == *uid || volume)
+        })
+    }
+}
+
+/// One instance's task. It ends when nothing is wanted of its uid any more.
+pub struct Actor {
+    host: Arc<Host>,
+    uid: Uid,
+    wake: Arc<Notify>,
+    stop: CancellationToken,
+    memory: Memory,
+    retry: Option<(Step, ExponentialBackoff)>,
+    /// What was done last, and how often in a row.
+    repeats: (Vec<Action>, u32),
+}
+
+impl Actor {
+    pub fn new(host: Arc<Host>, uid: Uid, wake: Arc<Notify>, stop: CancellationToken) -> Self {
+        Actor { host, uid, wake, stop, memory: Memory::default(), retry: None, repeats: Default::default() }
+    }
+
+    pub async fn run(mut self) {
+        let mut docker = self.host.docker.clone();
+        loop {
+            let up = *docker.borrow_and_update();
+            let Some(wanted) = desired(&self.host.ledger, &self.uid) else { break };
+            // Between looks and actions is the one place where the agent's own end takes hold.
+            if self.stop.is_cancelled() {
+                return;
+            }
+            let decision = self.look(&wanted, up).await;
+            let mut pause = decision.wake_at.map_or(SLOW, |at| until(at).min(SLOW));
+            if !decision.actions.is_empty() {
+                let spins = self.spins(&decision.actions);
+                self.carry_out(&wanted, decision.actions).await;
+                if !spins {
+                    continue;
+                }
+                pause = SPIN;
+            }
+            // Cancel-safe: a notification and a changed value stay until they are taken, the rest has no state.
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = self.wake.notified() => {}
+                changed = docker.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+        self.host.outbox.forget(&self.uid);
+    }
+
+    /// Whether the same was done, with success, again and again: somebody undoes it, or Docker says done and did not.
+    fn spins(&mut self, actions: &[Action]) -> bool {
+        if self.repeats.0 == actions {
+            self.repeats.1 += 1;
+        } else {
+            self.repeats = (actions.to_vec(), 0);
+        }
+        self.repeats.1 > 2
+    }
+
+    async fn look(&mut self, wanted: &Desired, up: bool) -> Decision {
+        let seen = observe(&self.host, wanted, &self.memory, up).await;
+        if let (Some(order), Some(code)) = (&wanted.order, seen.user_data_exit_code)
+            && self.memory.user_data.as_ref().is_none_or(|(disk, _)| *disk != order.disk)
+        {
+            self.memory.user_data = Some((order.disk.clone(), code));
+            self.happened(
+                "user_data",
+                format!("the user data script ended with exit code {code}"),
+                code != 0,
+            );
+        }
+        let decision = decide(Timestamp::now(), wanted, &seen);
+        if let Some(report) = &decision.report
+            && self.memory.last.as_ref() != Some(report)
+        {
+            self.memory.last = Some(report.clone());
+            self.host.outbox.report(report.clone());
+        }
+        decision
+    }
+
+    /// Does the list as far as it goes. A failure ends it; the next look knows how far it came.
+    async fn carry_out(&mut self, wanted: &Desired, actions: Vec<Action>) {
+        let host = self.host.clone();
+        let mut scratch = Scratch::default();
+        let mut permit = None;
+        for action in actions {
+            if self.stop.is_cancelled() {
+                return;
+            }
+            if brings_up(action.step()) && permit.is_none() {
+                permit = host.bring_ups.acquire().await.ok();
+                // The wait may have been long; the instance may be on its way out by now.
+                if self.overtaken(wanted) {
+                    return;
+                }
+            }
+            tracing::debug!(uid = %self.uid, step = ?action.step(), "acting");
+            let done = match action {
+                Action::EnsureImage { .. } => self.interruptible(wanted, &action, &mut scratch).await,
+                _ => {
+                    let order = wanted.order.as_ref();
+                    Some(act(&self.host, &self.uid, order, &action, &mut scratch).await)
+                }
+            };
+            if let Some(applied) = scratch.limits.take() {
+                self.memory.limits = Some(applied);
+            }
+            if let (true, Some(order)) = (std::mem::take(&mut scratch.network_made), &wanted.order) {
+                self.memory.network = Some((links(order), Instant::now()));
+            }
+            match done {
+                None => return,
+                Some(Ok(())) => self.succeeded(wanted, &action),
+                Some(Err(failure)) => return self.failed(action.step(), failure),
+            }
+        }
+    }
+
+    /// An action that may take very long and is given up when something else is wanted meanwhile.
+    async fn interruptible(
+        &self,
+        wanted: &Desired,
+        action: &Action,
+        scratch: &mut Scratch,
+    ) -> Option<Result<(), Failure>> {
+        let work = act(&self.host, &self.uid, wanted.order.as_ref(), action, scratch);
+        tokio::pin!(work);
+        loop {
+            // Cancel-safe: `work` is polled on by reference, or dropped on purpose.
+            tokio::select! {
+                result = &mut work => return Some(result),
+                () = self.stop.cancelled() => return None,
+                () = self.wake.notified() => if self.overtaken(wanted) { return None },
+            }
+        }
+    }
+
+    /// Whether the ledger wants something else by now. The facts are this task's own.
+    fn overtaken(&self, wanted: &Desired) -> bool {
+        desired(&self.host.ledger, &self.uid)
+            .is_none_or(|now| now.order != wanted.order || now.doomed != wanted.doomed)
+    }
+
+    fn succeeded(&mut self, wanted: &Desired, action: &Action) {
+        let step = action.step();
+        if self.retry.as_ref().is_some_and(|(failed, _)| *failed == step) {
+            self.retry = None;
+            self.memory.trouble = None;
+        }
+        match action {
+            Action::Remember(facts) if facts.exit != wanted.facts.exit => {
+                if let Some(exit) = &facts.exit {
+                    let (reason, warning) = match (exit.cause, exit.oom_killed) {
+                        (_, true) => ("oom_killed", true),
+                        (facts::Cause::Asked, false) => ("stopped", false),
+                        (facts::Cause::Reboot, false) => ("host_rebooted", true),
+                        (facts::Cause::Refused, false) => ("start_failed", true),
+                        (facts::Cause::Itself, false) if exit.code == 0 => ("exited", false),
+                        (facts::Cause::Itself, false) => ("crashed", true),
+                    };
+                    self.happened(
+                        reason,
+                        format!("ended with exit code {} {}", exit.code, exit.message),
+                        warning,
+                    );
+                }
+            }
+            Action::StartContainer { .. } => self.happened("started", "started".to_owned(), false),
+            _ => {}
+        }
+    }
+
+    fn failed(&mut self, step: Step, failure: Failure) {
+        let first = self.memory.trouble.as_ref().is_none_or(|trouble| trouble.message != failure.message);
+        if first {
+            tracing::warn!(uid = %self.uid, ?step, reason = failure.reason, message = failure.message, "an action failed");
+            self.happened(failure.reason, failure.message.clone(), true);
+        }
+        if self.retry.as_ref().is_none_or(|(failed, _)| *failed != step) {
+            let waits = ExponentialBuilder::default()
+                .with_min_delay(Duration::from_millis(500))
+                .with_max_delay(RETRY_LONGEST)
+                .without_max_times()
+                .with_jitter();
+            self.retry = Some((step, waits.build()));
+        }
+        let wait = self.retry.as_mut().and_then(|(_, waits)| waits.next()).unwrap_or(RETRY_LONGEST);
+        self.memory.trouble = Some(Trouble {
+            step,
+            reason: failure.reason,
+            message: failure.message,
+            retry_at: learn::after(Timestamp::now(), wait),
+        });
+    }
+
+    fn happened(&self, reason: &str, message: String, warning: bool) {
+        let uid = self.uid.clone();
+        let (reason, message) = (reason.to_owned(), message.trim_end().to_owned());
+        self.host.outbox.happened(FromAgent::Happened { uid, reason, message, warning });
+    }
+}
+
+fn until(at: Timestamp) -> Duration {
+    Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO)
+}
+
+/// Steps that load Docker and the disk, and are taken in turns.
+fn brings_up(step: Step) -> bool {
+    match step {
+        Step::EnsureDisk
+        | Step::EnsureNetwork
+        | Step::CreateContainer
+        | Step::WriteRecord
+        | Step::StartContainer
+        | Step::RemoveRemains
+        | Step::DestroyDisk => true,
+        // An image and a stop may take very long, limits and the ledger must not wait.
+        Step::Remember
+        | Step::EnsureImage
+        | Step::ApplyLimits
+        | Step::StopContainer
+        | Step::RemoveContainer
+        | Step::Bury => false,
+    }
+}

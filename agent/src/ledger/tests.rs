@@ -1,0 +1,83 @@
+use super::*;
+use crate::instance::samples::order;
+use enoki_api::instance::Doomed;
+
+fn tombstone(uid: &Uid) -> Tombstone {
+    Tombstone {
+        uid: uid.clone(),
+        what: Doomed::Instance,
+        name: "default/web1".to_owned(),
+        host: None,
+        created_at: "2026-11-22T10:00:00Z".parse().unwrap(),
+        buried_at: None,
+    }
+}
+
+#[test]
+fn what_was_accepted_is_there_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger");
+    let order = order("web1");
+    let uid = order.uid().clone();
+    let other = Uid::random();
+    {
+        let ledger = Ledger::load(&path).unwrap();
+        assert_eq!(ledger.accept(&order).unwrap(), Accepted::New);
+        assert_eq!(ledger.accept(&order).unwrap(), Accepted::Same);
+        ledger.remember(&uid, &Facts { restarts: 3, ..Facts::default() }).unwrap();
+        assert!(ledger.doom(&tombstone(&other)).unwrap());
+        assert!(!ledger.doom(&tombstone(&other)).unwrap());
+    }
+    let ledger = Ledger::load(&path).unwrap();
+    let entry = ledger.get(&uid).unwrap();
+    assert_eq!((entry.order, entry.facts.restarts), (order, 3));
+    assert!(ledger.tombstone(&other).is_some());
+    ledger.bury(&uid).unwrap();
+    ledger.bury(&other).unwrap();
+    let ledger = Ledger::load(&path).unwrap();
+    assert!(ledger.uids().is_empty() && ledger.tombstones().is_empty());
+    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(path).unwrap().permissions());
+    assert_eq!(mode & 0o077, 0);
+}
+
+#[test]
+fn an_older_epoch_is_refused_and_a_newer_one_keeps_the_facts() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::load(dir.path()).unwrap();
+    let mut order = order("web1");
+    order.assignment.epoch = 5;
+    ledger.accept(&order).unwrap();
+    ledger.remember(order.uid(), &Facts { restarts: 3, ..Facts::default() }).unwrap();
+    order.assignment.epoch = 4;
+    assert!(matches!(ledger.accept(&order), Err(Error::Stale { offered: 4, known: 5, .. })));
+    order.assignment.epoch = 6;
+    assert_eq!(ledger.accept(&order).unwrap(), Accepted::Changed);
+    assert_eq!(ledger.get(order.uid()).unwrap().facts.restarts, 3);
+}
+
+#[test]
+fn a_spoilt_file_is_set_aside_and_the_rest_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (good, bad, half) = (order("good"), order("bad"), order("half"));
+    {
+        let ledger = Ledger::load(dir.path()).unwrap();
+        for order in [&good, &bad, &half] {
+            ledger.accept(order).unwrap();
+        }
+    }
+    let file = |order: &Order, ext: &str| dir.path().join(format!("{}.{ext}", order.uid()));
+    fs::write(file(&bad, "json"), "{\"order\":").unwrap();
+    // A write that was cut off by a kill leaves the value before it.
+    fs::write(file(&half, "new"), "{").unwrap();
+    // A copy under another name is not that instance's.
+    let stranger = Uid::random();
+    fs::copy(file(&good, "json"), dir.path().join(format!("{stranger}.json"))).unwrap();
+
+    for _ in 0..2 {
+        let ledger = Ledger::load(dir.path()).unwrap();
+        assert_eq!(ledger.uids().len(), 2);
+        assert!(ledger.get(good.uid()).is_some() && ledger.get(half.uid()).is_some());
+        assert_eq!(ledger.corrupt().iter().collect::<BTreeSet<_>>(), [bad.uid(), &stranger].into());
+        assert!(file(&bad, "corrupt").exists() && !file(&half, "new").exists());
+    }
+}

@@ -1,0 +1,212 @@
+//! The session with a server: the agent dials, says hello, takes orders in and tells what it sees.
+//!
+//! ```text
+//!  dial ─▶ hello ─▶ welcome ─▶ full ─▶ delta, delta, ... ─▶ a gap, silence, goodbye, an error
+//!   ▲                                                          │
+//!   └────────────── wait, longer each time, with jitter ◀──────┘
+//! ```
+//! Nothing of a session is kept: the next one begins with the full set, and everything is told anew. While there is
+//! none the host goes on by its ledger.
+
+pub mod outbox;
+pub mod socket;
+
+use crate::instance::fleet::Fleet;
+use crate::streams::Streams;
+use backon::{BackoffBuilder, ExponentialBuilder};
+use enoki_api::protocol::{FromAgent, FromServer, Hello, SESSION_PATH};
+use futures::stream::{SplitSink, SplitStream};
+use futures::{SinkExt, StreamExt};
+use outbox::Outbox;
+use socket::{Dialer, Socket};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_util::sync::CancellationToken;
+
+/// A message leaves within this, or the connection is dead.
+const SEND: Duration = Duration::from_secs(10);
+/// A server welcomes within this.
+const WELCOME: Duration = Duration::from_secs(10);
+/// A server that answers no heartbeat for so many periods (at least [`SILENCE_MIN`]) is gone.
+const SILENCE_PERIODS: u32 = 8;
+const SILENCE_MIN: Duration = Duration::from_secs(5);
+/// Whatever a server asks for, a heartbeat is not sent more often.
+const HEARTBEAT_MIN: Duration = Duration::from_millis(50);
+/// Before dialling again: doubled up to the longest, anew after a session that lived.
+const AGAIN_FIRST: Duration = Duration::from_millis(100);
+const AGAIN_LONGEST: Duration = Duration::from_secs(5);
+const LIVED: Duration = Duration::from_secs(10);
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot reach the server: {0}")]
+    Dial(#[from] socket::Error),
+    #[error("the server did not welcome this agent in time")]
+    NoWelcome,
+    #[error("the server ended the session: {0}")]
+    Goodbye(String),
+    #[error("a delta from {from} does not follow on {known:?}")]
+    Gap { from: u64, known: Option<u64> },
+    #[error("the server fell silent")]
+    Silent,
+    #[error("the server sent what does not decode: {0}")]
+    Garbled(serde_json::Error),
+    #[error("the connection ended: {0}")]
+    Closed(String),
+}
+
+pub struct Session {
+    pub dialer: Dialer,
+    /// With the health at the time of each hello filled in.
+    pub hello: Hello,
+    pub fleet: Fleet,
+    pub outbox: Outbox,
+    pub streams: Streams,
+    pub stop: CancellationToken,
+}
+
+impl Session {
+    /// Holds one session after another until `stop`.
+    pub async fn run(&self) {
+        let waits = ExponentialBuilder::default()
+            .with_min_delay(AGAIN_FIRST)
+            .with_max_delay(AGAIN_LONGEST)
+            .without_max_times()
+            .with_jitter();
+        let mut wait = waits.build();
+        let mut last = String::new();
+        loop {
+            let began = Instant::now();
+            // Cancel-safe: a session that is dropped is one that ended.
+            let ended = tokio::select! {
+                () = self.stop.cancelled() => return,
+                ended = self.hold() => ended,
+            };
+            let why = ended.err().map_or_else(String::new, |error| error.to_string());
+            // A server that is away for an hour is one line.
+            if why != last {
+                tracing::warn!(why, "no session with a server; going on by the ledger");
+                last = why;
+            }
+            if began.elapsed() > LIVED {
+                wait = waits.build();
+                last.clear();
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(wait.next().unwrap_or(AGAIN_LONGEST)) => {}
+            }
+        }
+    }
+
+    async fn hold(&self) -> Result<(), Error> {
+        let socket = self.dialer.websocket(SESSION_PATH).await?;
+        let (mut sink, mut source) = socket.split();
+        let hello = Hello { health: self.outbox.health(), ..self.hello.clone() };
+        send(&mut sink, &FromAgent::Hello(hello)).await?;
+        let welcome = timeout(WELCOME, next(&mut source)).await.map_err(|_| Error::NoWelcome)??;
+        let period = match welcome {
+            FromServer::Welcome { session, heartbeat_ms } => {
+                tracing::info!(session, "a session with the server");
+                period(heartbeat_ms)
+            }
+            FromServer::Goodbye { reason } => return Err(Error::Goodbye(reason)),
+            _ => return Err(Error::NoWelcome),
+        };
+        self.outbox.renew();
+        let (set_period, told) = watch::channel(period);
+        // Side by side, so that taking in a thousand orders delays no heartbeat. Either's end is the session's.
+        tokio::select! {
+            ended = self.speak(&mut sink, told) => ended,
+            ended = self.listen(&mut source, set_period) => ended,
+        }
+    }
+
+    async fn speak(
+        &self,
+        sink: &mut SplitSink<Socket, Message>,
+        mut told: watch::Receiver<Duration>,
+    ) -> Result<(), Error> {
+        let mut due = Instant::now();
+        loop {
+            let period = *told.borrow_and_update();
+            // Cancel-safe: notifications and changes stay until they are taken.
+            tokio::select! {
+                () = sleep_until(due) => {
+                    send(sink, &FromAgent::Heartbeat { health: self.outbox.health() }).await?;
+                    due = Instant::now() + period;
+                }
+                changed = told.changed() => {
+                    changed.map_err(|_| Error::Silent)?;
+                    due = due.min(Instant::now() + *told.borrow());
+                }
+                () = self.outbox.filled() => {
+                    for message in self.outbox.take() {
+                        send(sink, &message).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn listen(
+        &self,
+        source: &mut SplitStream<Socket>,
+        set_period: watch::Sender<Duration>,
+    ) -> Result<(), Error> {
+        let mut sequence: Option<u64> = None;
+        loop {
+            let silence = (*set_period.borrow() * SILENCE_PERIODS).max(SILENCE_MIN);
+            let message = timeout(silence, next(source)).await.map_err(|_| Error::Silent)??;
+            match message {
+                FromServer::Welcome { heartbeat_ms, .. } | FromServer::HeartbeatReply { heartbeat_ms } => {
+                    let new = period(heartbeat_ms);
+                    set_period.send_if_modified(|old| std::mem::replace(old, new) != new);
+                }
+                FromServer::Full { sequence: at, orders, tombstones } => {
+                    self.fleet.full(orders, tombstones).await;
+                    sequence = Some(at);
+                }
+                FromServer::Delta { from, to, orders, tombstones } => {
+                    if sequence != Some(from) {
+                        return Err(Error::Gap { from, known: sequence });
+                    }
+                    self.fleet.delta(orders, tombstones).await;
+                    sequence = Some(to);
+                }
+                FromServer::Open { stream, request } => self.streams.open(stream, request),
+                FromServer::Goodbye { reason } => return Err(Error::Goodbye(reason)),
+            }
+        }
+    }
+}
+
+fn period(heartbeat_ms: u64) -> Duration {
+    Duration::from_millis(heartbeat_ms).max(HEARTBEAT_MIN)
+}
+
+async fn send(sink: &mut SplitSink<Socket, Message>, message: &FromAgent) -> Result<(), Error> {
+    let text = serde_json::to_string(message).map_err(Error::Garbled)?;
+    match timeout(SEND, sink.send(Message::text(text))).await {
+        Ok(sent) => sent.map_err(|error| Error::Closed(error.to_string())),
+        Err(_) => Err(Error::Silent),
+    }
+}
+
+/// The next message that says something. Pings are answered below.
+async fn next(source: &mut SplitStream<Socket>) -> Result<FromServer, Error> {
+    loop {
+        match source.next().await {
+            Some(Ok(Message::Text(text))) => return serde_json::from_str(&text).map_err(Error::Garbled),
+            Some(Ok(Message::Close(frame))) => {
+                return Err(Error::Closed(frame.map_or_else(String::new, |frame| frame.reason.to_string())));
+            }
+            Some(Ok(Message::Binary(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
+            Some(Err(error)) => return Err(Error::Closed(error.to_string())),
+            None => return Err(Error::Closed(String::new())),
+        }
+    }
+}
