@@ -1,0 +1,328 @@
+//! The effects of the instance controller: each is one transaction.
+
+use super::super::Context;
+use super::decide::Seen;
+use crate::scheduler::{self, Request};
+use crate::state::{At, Placed, Row, Snapshot};
+use crate::store::Txn;
+use crate::store::keys::Key;
+use enoki_api::instance::{
+    AddressClaim, Assignment, InstanceSpec, InstanceStatus, Mac, Nic, NicStatus, Tombstone, usable,
+};
+use enoki_api::object::Uid;
+use enoki_api::volume::VolumeStatus;
+use jiff::{SignedDuration, Timestamp};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+/// An address is held this long after its instance is gone, against automatic use.
+const HOLD_DOWN: SignedDuration = SignedDuration::from_mins(5);
+
+/// A placement that was sent to the store, or is about to be.
+#[derive(Clone)]
+pub struct Plan {
+    at: At,
+    assignment: Assignment,
+    /// Addresses it takes besides those that its spec already claimed.
+    claims: Vec<Claim>,
+}
+
+#[derive(Clone)]
+struct Claim {
+    network: String,
+    address: Ipv4Addr,
+    mac: Mac,
+    /// The revision of a claim in hold-down that it replaces. None: nobody has it.
+    replaces: Option<u64>,
+}
+
+pub enum Effect {
+    Place(Box<Plan>),
+    Grant(Box<Assignment>),
+    Finish,
+}
+
+impl Plan {
+    /// Makes `world` what it will be once the plan is committed.
+    pub fn apply(&self, world: &mut Snapshot) {
+        let placed = Placed { assignment: self.assignment.clone(), revision: 0 };
+        world.assign(self.at.clone(), placed);
+        for claim in &self.claims {
+            let held = address_claim(&self.at, &self.assignment.uid, claim.mac, Timestamp::UNIX_EPOCH);
+            let key = (self.at.0.clone(), claim.network.clone(), IpAddr::from(claim.address));
+            world.addresses.insert(key, Arc::new((held, 0)));
+        }
+    }
+}
+
+/// Gathers what is known. `world` also has the plans under way: what they take is not offered again.
+pub fn observe<'a>(
+    context: &Context,
+    snapshot: &'a Snapshot,
+    world: &Snapshot,
+    row: &'a Row<InstanceSpec>,
+) -> SeenOwned<'a> {
+    let instance = &row.object;
+    let at = row.at();
+    let placed = snapshot.assignments.get(&at).filter(|placed| placed.assignment.uid == instance.uid);
+    let assignment = placed.map(|placed| &placed.assignment);
+    let asks_more =
+        assignment.filter(|a| a.granted != instance.spec.resources() && instance.deleted_at.is_none());
+    let request = Request { at: &at, labels: &instance.labels, spec: &instance.spec };
+    let offer = asks_more.map(|a| scheduler::regrant(world, &a.host, request, &context.policy));
+    let host = assignment.and_then(|a| snapshot.host_status.get(&a.host)).map(|status| status.phase);
+    SeenOwned {
+        seen: Seen {
+            instance,
+            assignment,
+            status: snapshot.instance_status.get(&at).map_or(&instance.status, |status| status),
+            report: None,
+            host,
+            buried: context.live.is_buried(&instance.uid),
+            offer,
+        },
+        report: context.live.report(&instance.uid),
+    }
+}
+
+/// [`Seen`] with the report it borrows.
+pub struct SeenOwned<'a> {
+    seen: Seen<'a>,
+    report: Option<enoki_api::protocol::Report>,
+}
+
+impl SeenOwned<'_> {
+    pub fn decide(&self) -> super::decide::Decision {
+        super::decide::decide(&Seen {
+            report: self.report.as_ref(),
+            offer: self.seen.offer.clone(),
+            ..self.seen
+        })
+    }
+}
+
+/// Finds a host and addresses. Err: a code and a sentence.
+pub fn place(context: &Context, world: &Snapshot, row: &Row<InstanceSpec>) -> Result<Plan, (String, String)> {
+    let instance = &row.object;
+    let at = row.at();
+    let mut claims = Vec::new();
+    let mut nics = BTreeMap::new();
+    for (name, nic) in &instance.spec.nics {
+        let mac = nic.mac.unwrap_or_else(|| Mac::derive(&instance.uid, name));
+        let address = match nic.address {
+            Some(address) => address,
+            None => {
+                let taken: Vec<Ipv4Addr> = claims.iter().map(|claim: &Claim| claim.address).collect();
+                let claim = free_address(context, world, &at.0, nic, mac, &taken)?;
+                claims.push(claim.clone());
+                claim.address
+            }
+        };
+        nics.insert(name.clone(), NicStatus { network: nic.network.clone(), address, mac });
+    }
+    let request = Request { at: &at, labels: &instance.labels, spec: &instance.spec };
+    let host = scheduler::place(world, request, &context.policy)
+        .map_err(|verdicts| scheduler::summary(&verdicts))?;
+    let epoch = world.instance_status.get(&at).map_or(0, |status| status.epoch) + 1;
+    let assignment = Assignment {
+        uid: instance.uid.clone(),
+        host,
+        epoch,
+        generation: instance.generation,
+        granted: instance.spec.resources(),
+        nics,
+    };
+    Ok(Plan { at, assignment, claims })
+}
+
+/// The lowest address of the network that nobody has, holds or is known to run with.
+fn free_address(
+    context: &Context,
+    world: &Snapshot,
+    project: &str,
+    nic: &Nic,
+    mac: Mac,
+    also_taken: &[Ipv4Addr],
+) -> Result<Claim, (String, String)> {
+    let network = &nic.network;
+    let unavailable = |message: String| ("network_unavailable".to_owned(), message);
+    let row = world
+        .networks
+        .get(project, network)
+        .filter(|row| row.object.deleted_at.is_none())
+        .ok_or_else(|| unavailable(format!("there is no network {network}")))?;
+    let (spec, now) = (&row.object.spec, Timestamp::now());
+    let gateway = spec.gateway_address();
+    let claims: BTreeMap<IpAddr, _> = world.claims(project, network).collect();
+    for address in spec.cidr.hosts() {
+        if usable(&spec.cidr, address, gateway).is_err() || also_taken.contains(&address) {
+            continue;
+        }
+        let replaces = match claims.get(&IpAddr::from(address)) {
+            None => None,
+            Some(entry) if entry.0.held_until.is_some_and(|until| until <= now) => Some(entry.1),
+            Some(_) => continue,
+        };
+        let orphaned = context.live.held_by_orphan(|orphan| {
+            let nics = orphan.order.iter().flat_map(|order| order.assignment.nics.values());
+            orphan.project == project
+                && nics.into_iter().any(|n| n.network == *network && n.address == address)
+        });
+        if orphaned.is_none() {
+            return Ok(Claim { network: network.clone(), address, mac, replaces });
+        }
+    }
+    Err(("no_address".to_owned(), format!("network {network} ({}) has no free address", spec.cidr)))
+}
+
+/// The one transaction for an instance's effect and its status. None: nothing to write.
+pub fn transaction(
+    context: &Context,
+    snapshot: &Snapshot,
+    row: &Row<InstanceSpec>,
+    effect: Option<&Effect>,
+    status: &InstanceStatus,
+    stored: Option<&InstanceStatus>,
+    now: Timestamp,
+) -> Option<Txn> {
+    let at = row.at();
+    let (project, name) = (&at.0, &at.1);
+    let keys = Keys { project, name };
+    let spec_key = keys.spec()?;
+    let status_key = keys.status()?;
+    let mut txn = Txn::new();
+    match effect {
+        None => {
+            if stored == Some(status) {
+                return None;
+            }
+            // A status for an object that is gone would be a ghost.
+            txn = txn.when_present(spec_key);
+        }
+        Some(Effect::Place(plan)) => {
+            txn = txn.when_unchanged(spec_key, row.object.revision).when_absent(keys.assignment()?);
+            txn = txn.put(keys.assignment()?, json(&plan.assignment)?);
+            for claim in &plan.claims {
+                let key = Key::address(project, &claim.network, claim.address.into()).ok()?.to_string();
+                txn = match claim.replaces {
+                    None => txn.when_absent(key.clone()),
+                    Some(revision) => txn.when_unchanged(key.clone(), revision),
+                };
+                txn = txn.put(key, json(&address_claim(&at, &row.object.uid, claim.mac, now))?);
+            }
+            txn = bind_volumes(txn, snapshot, row, &plan.assignment.host)?;
+            let mut starting = status.clone();
+            (starting.reason, starting.message) = (None, None);
+            starting.phase = enoki_api::instance::Phase::Starting;
+            starting.host = Some(plan.assignment.host.clone());
+            starting.epoch = plan.assignment.epoch;
+            starting.nics = plan.assignment.nics.clone();
+            return Some(txn.put(status_key, json(&starting)?));
+        }
+        Some(Effect::Grant(assignment)) => {
+            let placed = snapshot.assignments.get(&at)?;
+            txn = txn
+                .when_unchanged(keys.assignment()?, placed.revision)
+                .put(keys.assignment()?, json(&**assignment)?);
+            if stored == Some(status) {
+                return Some(txn);
+            }
+        }
+        Some(Effect::Finish) => return finish(context, snapshot, row, now),
+    }
+    Some(txn.put(status_key, json(status)?))
+}
+
+/// The instance's keys go; its addresses are held a while, its tombstone stays as done.
+fn finish(context: &Context, snapshot: &Snapshot, row: &Row<InstanceSpec>, now: Timestamp) -> Option<Txn> {
+    let at = row.at();
+    let keys = Keys { project: &at.0, name: &at.1 };
+    let uid = &row.object.uid;
+    let mut txn = Txn::new()
+        .when_unchanged(keys.spec()?, row.object.revision)
+        .delete(keys.spec()?)
+        .delete(keys.status()?)
+        .delete(keys.assignment()?);
+    for network in
+        row.object.spec.nics.values().map(|nic| &nic.network).collect::<std::collections::BTreeSet<_>>()
+    {
+        for (address, entry) in snapshot.claims(&at.0, network).filter(|(_, entry)| entry.0.uid == *uid) {
+            let key = Key::address(&at.0, network, address).ok()?.to_string();
+            let held = AddressClaim { held_until: Some(now + HOLD_DOWN), ..entry.0.clone() };
+            txn = txn.put(key, json(&held)?);
+        }
+    }
+    if let Some(entry) = snapshot.tombstones.get(uid.as_str()) {
+        let key = Key::tombstone(uid.as_str()).ok()?.to_string();
+        txn = match entry.0.host {
+            // Nothing was ever placed: nothing can come back.
+            None => txn.delete(key),
+            Some(_) => txn.put(key, json(&Tombstone { buried_at: Some(now), ..entry.0.clone() })?),
+        };
+    }
+    context.live.forget(uid);
+    Some(txn)
+}
+
+/// A local volume belongs to the host of the first instance that mounts it.
+fn bind_volumes(mut txn: Txn, snapshot: &Snapshot, row: &Row<InstanceSpec>, host: &str) -> Option<Txn> {
+    let project = &row.at().0;
+    let mut seen = std::collections::BTreeSet::new();
+    for mount in row.object.spec.mounts.values().filter(|mount| seen.insert(&mount.volume)) {
+        let at = (project.clone(), mount.volume.clone());
+        if snapshot.volume_status.get(&at).is_some_and(|status| status.host.is_some()) {
+            continue;
+        }
+        let spec = Key::spec("volumes", Some(project), &mount.volume).ok()?.to_string();
+        let status = Key::status("volumes", Some(project), &mount.volume).ok()?.to_string();
+        txn = txn.when_present(spec).when_absent(status.clone());
+        txn = txn.put(status, json(&VolumeStatus { host: Some(host.to_owned()), used_by: Vec::new() })?);
+    }
+    Some(txn)
+}
+
+/// Tells the log of events what is about to be done.
+pub fn announce(context: &Context, row: &Row<InstanceSpec>, effect: &Effect) {
+    let note = |reason: &str, message: String| {
+        context.events.note(&row.place(), Some(&row.object.uid), false, reason, message);
+    };
+    match effect {
+        Effect::Place(plan) => note("placed", format!("on host {}", plan.assignment.host)),
+        Effect::Grant(assignment) if assignment.granted == row.object.spec.resources() => {
+            note("granted", format!("generation {}", assignment.generation));
+        }
+        Effect::Grant(_) => {
+            note("infeasible", "the host has no room for what is asked; the old limits hold".into())
+        }
+        Effect::Finish => note("deleted", "its host has confirmed".into()),
+    }
+}
+
+pub fn address_claim(at: &At, uid: &Uid, mac: Mac, since: Timestamp) -> AddressClaim {
+    AddressClaim { instance: format!("{}/{}", at.0, at.1), uid: uid.clone(), mac, since, held_until: None }
+}
+
+struct Keys<'a> {
+    project: &'a str,
+    name: &'a str,
+}
+
+/// None cannot happen: names were checked when the object was written.
+impl Keys<'_> {
+    fn spec(&self) -> Option<String> {
+        Key::spec("instances", Some(self.project), self.name).ok().map(String::from)
+    }
+
+    fn status(&self) -> Option<String> {
+        Key::status("instances", Some(self.project), self.name).ok().map(String::from)
+    }
+
+    fn assignment(&self) -> Option<String> {
+        Key::assignment(self.project, self.name).ok().map(String::from)
+    }
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Option<Vec<u8>> {
+    serde_json::to_vec(value).ok()
+}

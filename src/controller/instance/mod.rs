@@ -1,0 +1,198 @@
+//! Instances: placed on hosts, granted what they ask for, shown as they are, and gone when they are deleted.
+//!
+//! ```text
+//!          placed            report              DELETE            buried
+//! pending --------> starting -------> running --------> deleting --------> (gone)
+//!    ^ no capacity     |                 |
+//!    +-----(asks again when room appears)+--> stopped, backoff, failed, unknown: as the host says
+//! ```
+//!
+//! The loop runs each instance's effect one at a time, so that it never argues with itself; plans that are not yet
+//! echoed by the store count as placed for every later plan.
+
+mod act;
+mod decide;
+
+use super::{Leader, instances_of};
+use crate::state::{At, Snapshot};
+use crate::store::Error;
+use crate::store::keys::Key;
+use act::Plan;
+use decide::Want;
+use enoki_api::object::Uid;
+use jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use tokio::task::JoinSet;
+
+/// Transactions under way at once.
+const IN_FLIGHT: usize = 64;
+
+/// The loop's own state.
+pub(super) struct Loop<'a> {
+    leader: &'a Leader,
+    dirty: BTreeSet<At>,
+    /// Effects under way, each instance at most once.
+    busy: BTreeSet<At>,
+    /// Placements sent to the store and not yet seen in the snapshot.
+    plans: BTreeMap<At, Plan>,
+    /// Instances that nothing was found for: asked again when room may have appeared.
+    pending: BTreeSet<At>,
+    effects: JoinSet<Done>,
+}
+
+/// How one effect ended.
+pub(super) struct Done {
+    at: At,
+    result: Result<bool, Error>,
+}
+
+impl<'a> Loop<'a> {
+    pub fn new(leader: &'a Leader) -> Self {
+        Loop {
+            leader,
+            dirty: BTreeSet::new(),
+            busy: BTreeSet::new(),
+            plans: BTreeMap::new(),
+            pending: BTreeSet::new(),
+            effects: JoinSet::new(),
+        }
+    }
+
+    /// Looks at every instance.
+    pub fn all(&mut self) {
+        let snapshot = self.leader.context.state.snapshot();
+        self.dirty.extend(snapshot.instances.iter().map(|(at, _)| at.clone()));
+    }
+
+    /// Looks at the instances that these keys concern; where room may have appeared, at those that wait for it.
+    pub fn changed<'k>(&mut self, keys: impl Iterator<Item = &'k Key> + Clone) {
+        self.dirty.extend(instances_of(keys.clone()));
+        let room = |key: &Key| match key {
+            Key::Assignment { .. } | Key::Address { .. } => true,
+            Key::Spec(object) | Key::Status(object) => {
+                matches!(object.kind.as_str(), "hosts" | "networks" | "volumes")
+            }
+            _ => false,
+        };
+        if keys.clone().any(room) {
+            self.dirty.extend(std::mem::take(&mut self.pending));
+        }
+        // A host's phase shows in its instances' phase.
+        let snapshot = self.leader.context.state.snapshot();
+        for key in keys {
+            if let Key::Status(object) = key
+                && object.kind == "hosts"
+            {
+                self.dirty.extend(snapshot.by_host.get(&object.name).into_iter().flatten().cloned());
+            }
+        }
+    }
+
+    pub fn reported(&mut self, uids: HashSet<Uid>) {
+        let snapshot = self.leader.context.state.snapshot();
+        self.dirty.extend(uids.iter().filter_map(|uid| snapshot.by_uid.get(uid).cloned()));
+    }
+
+    pub fn buried(&mut self, uids: &HashSet<Uid>) {
+        self.reported(uids.clone());
+    }
+
+    /// Decides for everything that is dirty and free, and starts the effects.
+    pub async fn work(&mut self) {
+        let context = &self.leader.context;
+        let snapshot = context.state.snapshot();
+        self.plans.retain(|at, _| self.busy.contains(at) || !snapshot.assignments.contains_key(at));
+        let mut world: Option<Snapshot> = None;
+        // Higher priority first; then by name.
+        let priority = |at: &At| snapshot.instances.at(at).map_or(0, |row| row.object.spec.priority);
+        let mut ready: Vec<At> = self.dirty.iter().filter(|at| !self.busy.contains(*at)).cloned().collect();
+        ready.sort_by_key(|at| std::cmp::Reverse(priority(at)));
+        for at in ready {
+            if self.busy.len() >= IN_FLIGHT {
+                break;
+            }
+            self.dirty.remove(&at);
+            let Some(row) = snapshot.instances.at(&at) else {
+                self.pending.remove(&at);
+                continue;
+            };
+            let world = world.get_or_insert_with(|| self.planned(&snapshot));
+            let seen = act::observe(context, &snapshot, world, row);
+            let mut decision = seen.decide();
+            let effect = match decision.want {
+                Want::Nothing => None,
+                Want::Place => match act::place(context, world, row) {
+                    Ok(plan) => {
+                        plan.apply(world);
+                        self.plans.insert(at.clone(), plan.clone());
+                        Some(act::Effect::Place(Box::new(plan)))
+                    }
+                    Err((reason, message)) => {
+                        decide::refused(&mut decision.status, &reason, message);
+                        self.pending.insert(at.clone());
+                        None
+                    }
+                },
+                Want::Grant(assignment) => Some(act::Effect::Grant(assignment)),
+                Want::Finish => Some(act::Effect::Finish),
+            };
+            let stored = snapshot.instance_status.get(&at).map(|status| &**status);
+            let txn = act::transaction(
+                context,
+                &snapshot,
+                row,
+                effect.as_ref(),
+                &decision.status,
+                stored,
+                Timestamp::now(),
+            );
+            let Some(txn) = txn else { continue };
+            if let Some(effect) = &effect {
+                act::announce(context, row, effect);
+            }
+            self.busy.insert(at.clone());
+            let (store, fence) = (context.store.clone(), self.leader.fence.clone());
+            self.effects.spawn(async move { Done { at, result: super::commit(&*store, &fence, txn).await } });
+        }
+    }
+
+    /// The snapshot with every plan under way applied to it.
+    fn planned(&self, snapshot: &Snapshot) -> Snapshot {
+        let mut world = snapshot.clone();
+        for (at, plan) in &self.plans {
+            if !world.assignments.contains_key(at) {
+                plan.apply(&mut world);
+            }
+        }
+        world
+    }
+
+    /// The next effect that ended. Cancel-safe: a result that was not taken stays.
+    pub async fn finished(&mut self) -> Done {
+        loop {
+            match self.effects.join_next().await {
+                Some(Ok(done)) => return done,
+                Some(Err(error)) => tracing::error!(%error, "an effect did not end well"),
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    pub fn take(&mut self, done: Done) {
+        self.busy.remove(&done.at);
+        match done.result {
+            Ok(true) => {}
+            Ok(false) => {
+                // A lost compare: the world moved on, plan anew on what it is now.
+                self.plans.remove(&done.at);
+                self.dirty.insert(done.at);
+            }
+            Err(error) => {
+                tracing::warn!(instance = %format!("{}/{}", done.at.0, done.at.1), %error, "a write was not confirmed; it is decided again");
+                self.plans.remove(&done.at);
+                // Not at once: the slow timer brings it back.
+                self.pending.insert(done.at);
+            }
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! What happened to each object, in words: bounded for each and in all, in memory, newest kept.
+
+use enoki_api::event::Event;
+use enoki_api::object::{Key, Kind, Uid};
+use jiff::Timestamp;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+
+/// Events kept for one object.
+const EACH: usize = 32;
+/// Objects that have events; the one that was quiet longest goes first.
+const OBJECTS: usize = 20_000;
+
+/// The log of events: cheap to clone.
+#[derive(Clone, Default)]
+pub struct Events {
+    log: Arc<Mutex<Log>>,
+}
+
+#[derive(Default)]
+struct Log {
+    objects: HashMap<Key, VecDeque<Event>>,
+    /// Objects in the order of their first event that is still kept.
+    order: VecDeque<Key>,
+}
+
+impl Events {
+    /// Notes that something happened. The same reason and message as the last one only counts it up.
+    pub fn note(
+        &self,
+        key: &Key,
+        uid: Option<&Uid>,
+        warning: bool,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
+        let (message, now) = (message.into(), Timestamp::now());
+        let mut log = self.log.lock().unwrap_or_else(|poison| poison.into_inner());
+        if !log.objects.contains_key(key) {
+            log.order.push_back(key.clone());
+            if log.order.len() > OBJECTS
+                && let Some(oldest) = log.order.pop_front()
+            {
+                log.objects.remove(&oldest);
+            }
+        }
+        let events = log.objects.entry(key.clone()).or_default();
+        if let Some(last) = events.back_mut()
+            && last.reason == reason
+            && last.message == message
+            && last.uid.as_ref() == uid
+        {
+            last.count += 1;
+            last.last_at = now;
+            return;
+        }
+        events.push_back(Event {
+            kind: key.kind,
+            project: key.project.clone(),
+            name: key.name.clone(),
+            uid: uid.cloned(),
+            reason: reason.to_owned(),
+            message,
+            warning,
+            count: 1,
+            first_at: now,
+            last_at: now,
+        });
+        if events.len() > EACH {
+            events.pop_front();
+        }
+    }
+
+    /// The events that match, oldest first.
+    pub fn find(&self, kind: Option<Kind>, project: Option<&str>, name: Option<&str>) -> Vec<Event> {
+        let log = self.log.lock().unwrap_or_else(|poison| poison.into_inner());
+        let wanted = |key: &&Key| {
+            kind.is_none_or(|kind| key.kind == kind)
+                && project.is_none_or(|project| key.project.as_deref() == Some(project))
+                && name.is_none_or(|name| key.name == name)
+        };
+        let mut events: Vec<Event> = log
+            .objects
+            .iter()
+            .filter(|(key, _)| wanted(key))
+            .flat_map(|(_, events)| events.iter().cloned())
+            .collect();
+        events.sort_by_key(|event| (event.last_at, event.first_at));
+        events
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repeats_count_up_and_old_ones_go() {
+        let events = Events::default();
+        let key = Key { kind: Kind::Instance, project: Some("default".into()), name: "a".into() };
+        events.note(&key, None, false, "placed", "on h1");
+        events.note(&key, None, false, "placed", "on h1");
+        assert_eq!(events.find(None, None, None)[0].count, 2);
+        for at in 0..2 * EACH {
+            events.note(&key, None, true, "crashed", format!("{at}"));
+        }
+        let kept = events.find(Some(Kind::Instance), Some("default"), Some("a"));
+        assert_eq!((kept.len(), kept[EACH - 1].message.as_str()), (EACH, "63"));
+        assert!(events.find(Some(Kind::Host), None, None).is_empty());
+    }
+}

@@ -1,0 +1,241 @@
+//! What agents have said and nobody stores: reports, liveness, health, orphans.
+
+use enoki_api::host::Capacity;
+use enoki_api::object::Uid;
+use enoki_api::protocol::{FromServer, Health, Hello, Orphan, Report};
+use jiff::Timestamp;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+
+/// Heartbeats come this often; architecture: 1 s up to 100 hosts.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Silent this long: unknown.
+pub const UNKNOWN_AFTER: Duration = Duration::from_secs(3);
+/// Silent this long: lost.
+pub const LOST_AFTER: Duration = Duration::from_secs(8);
+
+/// The handle: cheap to clone.
+#[derive(Clone)]
+pub struct Live {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    inner: Mutex<Inner>,
+    changed: Notify,
+    /// When this server began to listen: every host gets one full window first.
+    began: Instant,
+}
+
+#[derive(Default)]
+struct Inner {
+    hosts: BTreeMap<String, HostLive>,
+    reports: HashMap<Uid, Report>,
+    buried: HashSet<Uid>,
+    dirty: Dirty,
+}
+
+struct HostLive {
+    session: String,
+    hello: Hello,
+    health: Health,
+    seen: Instant,
+    seen_at: Timestamp,
+    outbox: mpsc::Sender<FromServer>,
+    orphans: Vec<Orphan>,
+}
+
+/// What changed since the controllers last looked.
+#[derive(Default, Debug)]
+pub struct Dirty {
+    pub instances: HashSet<Uid>,
+    pub hosts: HashSet<String>,
+    pub buried: HashSet<Uid>,
+}
+
+/// What is known of a host's agent.
+#[derive(Clone, Debug)]
+pub struct HostView {
+    pub uid: Uid,
+    pub health: Health,
+    pub capacity: Capacity,
+    pub cgroup: String,
+    pub labels: enoki_api::Labels,
+    pub silent: Duration,
+    pub seen_at: Timestamp,
+}
+
+impl Default for Live {
+    fn default() -> Self {
+        Live {
+            shared: Arc::new(Shared {
+                inner: Mutex::default(),
+                changed: Notify::new(),
+                began: Instant::now(),
+            }),
+        }
+    }
+}
+
+impl Live {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.shared.inner.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    fn touch(&self, change: impl FnOnce(&mut Inner)) {
+        change(&mut self.lock());
+        self.shared.changed.notify_one();
+    }
+
+    /// Waits until something changed. One waiter: the controllers' loop.
+    pub async fn changed(&self) {
+        self.shared.changed.notified().await;
+    }
+
+    /// Takes what changed since the last call.
+    pub fn take_dirty(&self) -> Dirty {
+        std::mem::take(&mut self.lock().dirty)
+    }
+
+    /// How long this server has listened.
+    pub fn listening_for(&self) -> Duration {
+        self.shared.began.elapsed()
+    }
+
+    /// A host's new session replaces its old one. Refused (with the reason) when another machine that lives has the name.
+    pub(super) fn join(
+        &self,
+        hello: Hello,
+        session: &str,
+        outbox: mpsc::Sender<FromServer>,
+    ) -> Result<(), String> {
+        let mut inner = self.lock();
+        if let Some(old) = inner.hosts.get(&hello.host)
+            && old.hello.uid != hello.uid
+            && old.seen.elapsed() < LOST_AFTER
+        {
+            return Err(format!("another machine is host {} and is alive", hello.host));
+        }
+        let name = hello.host.clone();
+        let orphans = inner.hosts.remove(&name).map(|old| old.orphans).unwrap_or_default();
+        let live = HostLive {
+            session: session.to_owned(),
+            health: hello.health.clone(),
+            hello,
+            seen: Instant::now(),
+            seen_at: Timestamp::now(),
+            outbox,
+            orphans,
+        };
+        inner.hosts.insert(name.clone(), live);
+        inner.dirty.hosts.insert(name);
+        drop(inner);
+        self.shared.changed.notify_one();
+        Ok(())
+    }
+
+    /// Whether `session` is still the host's; every word of an older session is ignored.
+    pub(super) fn is_current(&self, host: &str, session: &str) -> bool {
+        self.lock().hosts.get(host).is_some_and(|live| live.session == session)
+    }
+
+    pub(super) fn heartbeat(&self, host: &str, health: Option<Health>) {
+        let mut inner = self.lock();
+        let Some(live) = inner.hosts.get_mut(host) else { return };
+        let returned = live.seen.elapsed() >= UNKNOWN_AFTER;
+        live.seen = Instant::now();
+        live.seen_at = Timestamp::now();
+        let changed = health.as_ref().is_some_and(|health| *health != live.health);
+        if let Some(health) = health {
+            live.health = health;
+        }
+        if returned || changed {
+            inner.dirty.hosts.insert(host.to_owned());
+            drop(inner);
+            self.shared.changed.notify_one();
+        }
+    }
+
+    pub(super) fn reports(&self, reports: Vec<Report>) {
+        self.touch(|inner| {
+            for report in reports {
+                inner.dirty.instances.insert(report.uid.clone());
+                inner.reports.insert(report.uid.clone(), report);
+            }
+        });
+    }
+
+    pub(super) fn orphans(&self, host: &str, orphans: Vec<Orphan>) {
+        self.touch(|inner| {
+            if let Some(live) = inner.hosts.get_mut(host) {
+                live.orphans = orphans;
+                inner.dirty.hosts.insert(host.to_owned());
+            }
+        });
+    }
+
+    pub(super) fn buried(&self, uids: Vec<Uid>) {
+        self.touch(|inner| {
+            for uid in uids {
+                inner.dirty.buried.insert(uid.clone());
+                inner.buried.insert(uid);
+            }
+        });
+    }
+
+    /// Whether a host has done what the tombstone says.
+    pub fn is_buried(&self, uid: &Uid) -> bool {
+        self.lock().buried.contains(uid)
+    }
+
+    /// Drops what is known of an instance that is gone for good.
+    pub fn forget(&self, uid: &Uid) {
+        let mut inner = self.lock();
+        inner.reports.remove(uid);
+        inner.buried.remove(uid);
+    }
+
+    pub fn report(&self, uid: &Uid) -> Option<Report> {
+        self.lock().reports.get(uid).cloned()
+    }
+
+    pub fn host(&self, name: &str) -> Option<HostView> {
+        let inner = self.lock();
+        let live = inner.hosts.get(name)?;
+        Some(HostView {
+            uid: live.hello.uid.clone(),
+            health: live.health.clone(),
+            capacity: live.hello.capacity,
+            cgroup: live.hello.cgroup.clone(),
+            labels: live.hello.labels.clone(),
+            silent: live.seen.elapsed(),
+            seen_at: live.seen_at,
+        })
+    }
+
+    /// Every host that ever said hello to this server.
+    pub fn host_names(&self) -> Vec<String> {
+        self.lock().hosts.keys().cloned().collect()
+    }
+
+    pub fn orphans_of(&self, host: &str) -> Option<Vec<Orphan>> {
+        self.lock().hosts.get(host).map(|live| live.orphans.clone())
+    }
+
+    /// The host whose orphan has this project and name, or holds this address of this network.
+    pub fn held_by_orphan(&self, wanted: impl Fn(&Orphan) -> bool) -> Option<(String, Orphan)> {
+        let inner = self.lock();
+        inner.hosts.iter().find_map(|(host, live)| {
+            live.orphans.iter().find(|orphan| wanted(orphan)).map(|orphan| (host.clone(), orphan.clone()))
+        })
+    }
+
+    /// The way to a host's agent. None: no session.
+    pub(super) fn outbox(&self, host: &str) -> Option<mpsc::Sender<FromServer>> {
+        let inner = self.lock();
+        inner.hosts.get(host).map(|live| live.outbox.clone()).filter(|outbox| !outbox.is_closed())
+    }
+}

@@ -1,0 +1,19 @@
+//! Agent sessions: what each host has to do, what it reports, whether it lives, and the streams it dials back.
+//!
+//! - [`session`] speaks the protocol with one agent: a full set of orders, then deltas; reports come in.
+//! - [`orders`] is pure: a snapshot -> the orders of a host.
+//! - [`Live`] is what agents have said and nobody stores: reports, liveness, orphans. The controllers read it and
+//!   write what is worth keeping; the API shows it.
+//! - [`Broker`] joins a user's exec, console or logs with the stream that the host's agent opens for it.
+
+mod broker;
+mod events;
+mod live;
+pub mod orders;
+mod session;
+mod socket;
+
+pub use broker::{Broker, StreamError};
+pub use events::Events;
+pub use live::{Dirty, HostView, LOST_AFTER, Live, UNKNOWN_AFTER};
+pub use socket::{Dispatch, router};

@@ -1,0 +1,217 @@
+//! One agent's session: welcome, full set, then deltas; its words go to [`super::Live`] and the log of events.
+//!
+//! ```text
+//! hello --refused--> goodbye
+//!   |
+//! welcome -> full -> delta ... delta -> (gap in our history) -> full ...
+//! ```
+
+use super::live::HEARTBEAT;
+use super::{Events, Live, orders};
+use crate::auth::seal::Sealer;
+use crate::state::{At, Cursor, State};
+use axum::extract::ws::{Message, WebSocket};
+use enoki_api::instance::Tombstone;
+use enoki_api::object::Uid;
+use enoki_api::protocol::{FromAgent, FromServer, Hello, Order, VERSION};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+/// An agent that connects says hello within this.
+const HELLO: Duration = Duration::from_secs(5);
+/// A message leaves within this, or the session ends.
+const SEND: Duration = Duration::from_secs(10);
+/// An agent that says nothing for this long is gone: the connection is half open.
+const SILENCE: Duration = Duration::from_secs(15);
+
+pub(super) struct Session {
+    pub state: State,
+    pub live: Live,
+    pub events: Events,
+    pub sealer: Arc<Sealer>,
+}
+
+/// What the agent was sent, to send only what differs.
+struct Sent {
+    sequence: u64,
+    orders: BTreeMap<Uid, Order>,
+    tombstones: BTreeSet<Uid>,
+}
+
+impl Session {
+    /// Serves one agent until it goes, or a newer session of its host replaces this one.
+    pub(super) async fn serve(self, mut socket: WebSocket) {
+        let Some(hello) = greet(&mut socket).await else { return };
+        let host = hello.host.clone();
+        let id = uuid::Uuid::new_v4().to_string();
+        let (outbox, mut queue) = mpsc::channel(64);
+        if let Err(reason) = self.live.join(hello, &id, outbox) {
+            tracing::warn!(host, reason, "an agent was refused");
+            let _ = send(&mut socket, &FromServer::Goodbye { reason }).await;
+            return;
+        }
+        tracing::info!(host, session = id, "an agent joined");
+        let result = self.exchange(&mut socket, &host, &id, &mut queue).await;
+        tracing::info!(host, session = id, why = %result.err().unwrap_or("it closed"), "an agent's session ended");
+    }
+
+    async fn exchange(
+        &self,
+        socket: &mut WebSocket,
+        host: &str,
+        id: &str,
+        queue: &mut mpsc::Receiver<FromServer>,
+    ) -> Result<(), &'static str> {
+        let heartbeat_ms = HEARTBEAT.as_millis() as u64;
+        send(socket, &FromServer::Welcome { session: id.to_owned(), heartbeat_ms }).await?;
+        let (mut sent, mut cursor) = self.full(socket, host, 0).await?;
+        loop {
+            // Cancel-safe: a cursor, a queue and a socket keep what they have not given.
+            tokio::select! {
+                batches = cursor.next() => match batches {
+                    Err(_) => (sent, cursor) = self.full(socket, host, sent.sequence).await?,
+                    Ok(batches) => {
+                        let touched = batches.iter().flat_map(|b| orders::touched(&b.before, &b.after, host, &b.keys)).collect();
+                        self.delta(socket, host, &mut sent, touched).await?;
+                    }
+                },
+                message = queue.recv() => match message {
+                    Some(message) => send(socket, &message).await?,
+                    None => return Err("a newer session replaced it"),
+                },
+                message = timeout(SILENCE, socket.recv()) => {
+                    let message = message.map_err(|_| "it fell silent")?;
+                    let Some(Ok(message)) = message else { return Ok(()) };
+                    if !self.live.is_current(host, id) {
+                        return Err("a newer session replaced it");
+                    }
+                    match read(&message)? {
+                        Some(FromAgent::Heartbeat { health }) => {
+                            self.live.heartbeat(host, Some(health));
+                            send(socket, &FromServer::HeartbeatReply { heartbeat_ms }).await?;
+                        }
+                        Some(words) => self.take(host, words),
+                        None => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Everything anew.
+    async fn full(
+        &self,
+        socket: &mut WebSocket,
+        host: &str,
+        sequence: u64,
+    ) -> Result<(Sent, Cursor), &'static str> {
+        let snapshot = self.state.snapshot();
+        let cursor = self.state.follow(snapshot.revision);
+        let orders = orders::all(&snapshot, &self.sealer, host);
+        let tombstones = orders::tombstones(&snapshot, host);
+        let sent = Sent {
+            sequence: sequence + 1,
+            orders: orders.iter().map(|order| (order.uid().clone(), order.clone())).collect(),
+            tombstones: tombstones.iter().map(|tombstone| tombstone.uid.clone()).collect(),
+        };
+        send(socket, &FromServer::Full { sequence: sent.sequence, orders, tombstones }).await?;
+        Ok((sent, cursor))
+    }
+
+    /// What differs from what was sent. Nothing: no message.
+    async fn delta(
+        &self,
+        socket: &mut WebSocket,
+        host: &str,
+        sent: &mut Sent,
+        touched: BTreeSet<At>,
+    ) -> Result<(), &'static str> {
+        let snapshot = self.state.snapshot();
+        let mut orders = Vec::new();
+        for order in touched.iter().filter_map(|at| orders::order(&snapshot, &self.sealer, at)) {
+            if order.assignment.host == host && sent.orders.get(order.uid()) != Some(&order) {
+                sent.orders.insert(order.uid().clone(), order.clone());
+                orders.push(order);
+            }
+        }
+        let open = orders::tombstones(&snapshot, host);
+        let fresh: Vec<Tombstone> =
+            open.iter().filter(|t| !sent.tombstones.contains(&t.uid)).cloned().collect();
+        sent.tombstones = open.into_iter().map(|tombstone| tombstone.uid).collect();
+        if orders.is_empty() && fresh.is_empty() {
+            return Ok(());
+        }
+        let (from, to) = (sent.sequence, sent.sequence + 1);
+        sent.sequence = to;
+        send(socket, &FromServer::Delta { from, to, orders, tombstones: fresh }).await
+    }
+
+    fn take(&self, host: &str, words: FromAgent) {
+        let snapshot = self.state.snapshot();
+        let own = |uid: &Uid| {
+            let at = snapshot.by_uid.get(uid)?;
+            snapshot.assignments.get(at).filter(|placed| placed.assignment.host == host).map(|_| at)
+        };
+        match words {
+            FromAgent::Reports { mut reports } => {
+                // A host can touch only its own.
+                reports.retain(|report| own(&report.uid).is_some());
+                self.live.reports(reports);
+            }
+            FromAgent::Orphans { orphans } => self.live.orphans(host, orphans),
+            FromAgent::Buried { mut uids } => {
+                let ours = |uid: &Uid| {
+                    let tombstone = snapshot.tombstones.get(uid.as_str());
+                    tombstone.is_some_and(|entry| entry.0.host.as_deref() == Some(host))
+                };
+                uids.retain(ours);
+                self.live.buried(uids);
+            }
+            FromAgent::Happened { uid, reason, message, warning } => {
+                if let Some(row) = own(&uid).and_then(|at| snapshot.instances.at(at)) {
+                    self.events.note(&row.place(), Some(&uid), warning, &reason, message);
+                }
+            }
+            FromAgent::Hello(_) => tracing::warn!(host, "an agent said hello twice"),
+            FromAgent::Heartbeat { health } => self.live.heartbeat(host, Some(health)),
+        }
+    }
+}
+
+async fn greet(socket: &mut WebSocket) -> Option<Hello> {
+    let first = timeout(HELLO, socket.recv()).await.ok()??.ok()?;
+    let reason = match read(&first) {
+        Ok(Some(FromAgent::Hello(hello))) if hello.version == VERSION => return Some(hello),
+        Ok(Some(FromAgent::Hello(hello))) => format!("protocol {} is not {VERSION}", hello.version),
+        _ => "the first message is not a hello".to_owned(),
+    };
+    tracing::warn!(reason, "an agent was refused");
+    let _ = send(socket, &FromServer::Goodbye { reason }).await;
+    None
+}
+
+fn read(message: &Message) -> Result<Option<FromAgent>, &'static str> {
+    match message {
+        Message::Text(text) => match serde_json::from_str(text) {
+            Ok(words) => Ok(Some(words)),
+            Err(error) => {
+                tracing::warn!(%error, "an agent's message does not decode");
+                Err("it sent what does not decode")
+            }
+        },
+        Message::Close(_) => Err("it closed"),
+        Message::Binary(_) | Message::Ping(_) | Message::Pong(_) => Ok(None),
+    }
+}
+
+async fn send(socket: &mut WebSocket, message: &FromServer) -> Result<(), &'static str> {
+    let text = serde_json::to_string(message).map_err(|_| "a message does not encode")?;
+    match timeout(SEND, socket.send(Message::Text(text.into()))).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err("it went away"),
+        Err(_) => Err("it does not read"),
+    }
+}
