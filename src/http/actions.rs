@@ -1,0 +1,142 @@
+//! The verbs of an instance: each is an edit of its spec, so it has the one path that every change has.
+
+use super::App;
+use super::answer::{self, Answer, CATCH_UP};
+use super::edit::{self, Edit};
+use super::kinds::instance::bury;
+use super::objects::{Managed, Options, Place, TRIES, contended, finish, key, missing, place, plan};
+use super::query::{Params, if_match};
+use crate::store::keys::Key;
+use crate::store::{Outcome, Txn};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::routing::{get, post};
+use enoki_api::decode;
+use enoki_api::error::{Code, Problem};
+use enoki_api::instance::{Doomed, InstanceSpec, RunState, Tombstone, disk_uid};
+use enoki_api::object::check_image_name;
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::json;
+
+pub fn routes() -> Router<App> {
+    let at = |verb: &str| format!("/v1/projects/{{project}}/instances/{{name}}/{verb}");
+    Router::new()
+        .route(&at("start"), post(start))
+        .route(&at("stop"), post(stop))
+        .route(&at("restart"), post(restart))
+        .route(&at("rebuild"), post(rebuild))
+        .route(&at("explain"), get(explain))
+}
+
+async fn change(
+    app: App,
+    path: Place,
+    headers: HeaderMap,
+    params: Params,
+    change: impl Fn(&mut InstanceSpec),
+) -> Answer {
+    let edit = Edit { expected: if_match(&headers)?, options: Options::take(params)?, done: StatusCode::OK };
+    let waits = edit.options.wait.is_some() || edit.options.dry_run;
+    let at = place::<InstanceSpec>(&path);
+    let mut response = edit::run::<InstanceSpec>(&app, at, edit, |old| {
+        let mut new = old.clone();
+        change(&mut new.spec);
+        Ok(new)
+    })
+    .await?;
+    // Without waiting, the verb was taken and is under way.
+    if !waits && response.status() == StatusCode::OK {
+        *response.status_mut() = StatusCode::ACCEPTED;
+    }
+    Ok(response)
+}
+
+async fn start(State(app): State<App>, path: Place, headers: HeaderMap, params: Params) -> Answer {
+    change(app, path, headers, params, |spec| spec.state = RunState::Running).await
+}
+
+async fn stop(State(app): State<App>, path: Place, headers: HeaderMap, params: Params) -> Answer {
+    change(app, path, headers, params, |spec| spec.state = RunState::Stopped).await
+}
+
+async fn restart(State(app): State<App>, path: Place, headers: HeaderMap, params: Params) -> Answer {
+    change(app, path, headers, params, |spec| {
+        spec.state = RunState::Running;
+        spec.restart_count += 1;
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+struct Rebuild {
+    image: String,
+}
+
+/// A new disk from an image; the old one gets its tombstone in the same transaction.
+async fn rebuild(
+    State(app): State<App>,
+    path: Place,
+    headers: HeaderMap,
+    params: Params,
+    body: Body,
+) -> Answer {
+    let options = Options::take(params)?;
+    let expected = if_match(&headers)?;
+    let wanted: Rebuild = decode::strict(&answer::body(body).await?)?;
+    check_image_name("image", &wanted.image)?;
+    let at = place::<InstanceSpec>(&path);
+    for _ in 0..TRIES {
+        let snapshot = app.state.snapshot();
+        let row = snapshot.instances.at(&at).ok_or_else(|| missing::<InstanceSpec>(&snapshot, &at))?;
+        edit::expect(row, expected)?;
+        edit::refuse_owned(row)?;
+        let old = &row.object;
+        if old.deleted_at.is_some() {
+            return Err(Problem::new(Code::Deleting, format!("{} is being deleted", old.key())).into());
+        }
+        let mut new = old.clone();
+        new.spec.image = wanted.image.clone();
+        new.spec.rebuild_count += 1;
+        new.generation += 1;
+        if options.dry_run {
+            return Ok(plan(&app, &snapshot, new));
+        }
+        let spec_key = key(Key::spec("instances", Some(&at.0), &at.1))?;
+        let mut txn =
+            Txn::new().when_unchanged(spec_key.clone(), old.revision).put(spec_key, row.encode(&new));
+        if let Some(placed) = snapshot.assignments.get(&at) {
+            let tombstone = Tombstone {
+                uid: disk_uid(&old.uid, old.spec.rebuild_count),
+                what: Doomed::Disk,
+                name: format!("{}/{}", at.0, at.1),
+                host: Some(placed.assignment.host.clone()),
+                created_at: Timestamp::now(),
+                buried_at: None,
+            };
+            txn = bury(txn, &tombstone)?;
+        }
+        match app.store.txn(txn).await? {
+            Outcome::Committed { revision } => {
+                app.state.reached(revision, CATCH_UP).await;
+                let message = format!("disk {} is discarded, image {}", old.spec.rebuild_count, wanted.image);
+                app.events.note(&old.key(), Some(&old.uid), false, "rebuild", message);
+                let done = if options.wait.is_some() { StatusCode::OK } else { StatusCode::ACCEPTED };
+                return finish::<InstanceSpec>(&app, &at, &old.uid, done, options.wait).await;
+            }
+            Outcome::Conflict { revision, .. } => drop(app.state.reached(revision, CATCH_UP).await),
+        }
+    }
+    Err(contended(&at).into())
+}
+
+/// Where it could go now, and why not elsewhere: what `describe` shows.
+async fn explain(State(app): State<App>, path: Place, params: Params) -> Answer {
+    params.done()?;
+    let at = place::<InstanceSpec>(&path);
+    let snapshot = app.state.snapshot();
+    let object = snapshot.instance(&at).ok_or_else(|| missing::<InstanceSpec>(&snapshot, &at))?;
+    Ok(answer::json(StatusCode::OK, &json!({"hosts": InstanceSpec::explain(&app, &snapshot, &object)})))
+}

@@ -1,0 +1,92 @@
+//! Changing an object: read, change, compare, write; what is not known here survives.
+
+use super::App;
+use super::answer::{Answer, CATCH_UP};
+use super::objects::{Managed, Options, TRIES, contended, finish, key, missing, plan};
+use crate::state::{At, Row};
+use crate::store::keys::Key;
+use crate::store::{Outcome, Txn};
+use axum::http::StatusCode;
+use enoki_api::error::{Code, Problem};
+use enoki_api::object::{Object, Spec};
+
+/// How a change is made.
+pub struct Edit {
+    /// The revision it must still have. None: any.
+    pub expected: Option<u64>,
+    pub options: Options,
+    /// The status of a good answer.
+    pub done: StatusCode,
+}
+
+/// `If-Match` against what is there.
+pub fn expect<S: Spec>(row: &Row<S>, expected: Option<u64>) -> Result<(), Problem> {
+    match expected {
+        Some(expected) if expected != row.object.revision => Err(Problem::new(
+            Code::StaleRevision,
+            format!("{} is at revision {}, not {expected}", row.object.key(), row.object.revision),
+        )
+        .hint("read it again and decide anew")),
+        _ => Ok(()),
+    }
+}
+
+/// What has an owner goes through its owner.
+pub fn refuse_owned<S: Spec>(row: &Row<S>) -> Result<(), Problem> {
+    match &row.object.owner {
+        Some(owner) => Err(Problem::new(
+            Code::Owned,
+            format!("{} belongs to {} {}", row.object.key(), owner.kind, owner.name),
+        )
+        .holder(format!("{} {}", owner.kind, owner.name))
+        .hint("change or delete its owner")),
+        None => Ok(()),
+    }
+}
+
+/// Applies `change` to the object as it is, again where somebody else was faster. An equal object writes nothing.
+pub async fn run<K: Managed>(
+    app: &App,
+    at: At,
+    edit: Edit,
+    change: impl Fn(&Object<K>) -> Result<Object<K>, Problem>,
+) -> Answer {
+    for _ in 0..TRIES {
+        let snapshot = app.state.snapshot();
+        let row = K::table(&snapshot).at(&at).ok_or_else(|| missing::<K>(&snapshot, &at))?;
+        expect(row, edit.expected)?;
+        refuse_owned(row)?;
+        let old = &row.object;
+        if old.deleted_at.is_some() {
+            return Err(Problem::new(Code::Deleting, format!("{} is being deleted", old.key())).into());
+        }
+        let mut new = change(old)?;
+        let spec_key = key(Key::spec(K::KIND.plural(), old.project.as_deref(), &at.1))?;
+        let txn = Txn::new().when_unchanged(spec_key.clone(), old.revision);
+        let txn = K::update(app, &snapshot, row, &mut new, txn)?;
+        if new.spec != old.spec {
+            new.generation = old.generation + 1;
+        }
+        if edit.options.dry_run {
+            return Ok(plan(app, &snapshot, new));
+        }
+        if new == *old {
+            return finish::<K>(app, &at, &old.uid, edit.done, edit.options.wait).await;
+        }
+        match app.store.txn(txn.put(spec_key, row.encode(&new))).await? {
+            Outcome::Committed { revision } => {
+                app.state.reached(revision, CATCH_UP).await;
+                app.events.note(
+                    &old.key(),
+                    Some(&old.uid),
+                    false,
+                    "changed",
+                    format!("generation {}", new.generation),
+                );
+                return finish::<K>(app, &at, &old.uid, edit.done, edit.options.wait).await;
+            }
+            Outcome::Conflict { revision, .. } => drop(app.state.reached(revision, CATCH_UP).await),
+        }
+    }
+    Err(contended(&at).into())
+}

@@ -1,0 +1,39 @@
+//! The kinds that the API serves, each with what only it needs.
+
+pub mod host;
+pub mod image;
+pub mod instance;
+pub mod network;
+pub mod project;
+pub mod secret;
+pub mod volume;
+
+use super::App;
+use super::objects::routes as of;
+use axum::Router;
+use enoki_api::error::{Code, Problem};
+use enoki_api::object::Key as Place;
+
+/// The routes of every kind.
+pub fn routes() -> Router<App> {
+    Router::new()
+        .merge(of::<enoki_api::host::HostSpec>())
+        .merge(of::<enoki_api::project::ProjectSpec>())
+        .merge(of::<enoki_api::network::NetworkSpec>())
+        .merge(of::<enoki_api::volume::VolumeSpec>())
+        .merge(of::<enoki_api::secret::SecretSpec>())
+        .merge(of::<enoki_api::image::ImageSpec>())
+        .merge(of::<enoki_api::instance::InstanceSpec>())
+        .merge(image::routes())
+}
+
+/// Refuses to delete what others use, and names them.
+fn refuse_used(place: Place, users: Vec<String>) -> Result<(), Problem> {
+    if users.is_empty() {
+        return Ok(());
+    }
+    let shown: Vec<_> = users.iter().take(5).map(String::as_str).collect();
+    let more = if users.len() > 5 { format!(" and {} more", users.len() - 5) } else { String::new() };
+    Err(Problem::new(Code::InUse, format!("{place} is used by {}{more}", shown.join(", ")))
+        .holder(users[0].clone()))
+}

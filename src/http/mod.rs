@@ -1,0 +1,119 @@
+//! The API: authenticate, validate, write the spec, answer. One file a resource in [`kinds`]; what they share is in
+//! [`objects`], [`edit`], [`list`] and [`watch`].
+//!
+//! Handlers never call controllers: they meet through the store. An answer to a write waits, bounded, until this
+//! server's cache has seen the write, so what a user reads next is never older than what they wrote.
+
+mod actions;
+mod answer;
+mod audit;
+mod edit;
+mod events;
+mod idempotency;
+mod kinds;
+mod list;
+mod metrics;
+mod objects;
+mod openapi;
+mod orphans;
+mod query;
+mod streams;
+mod wait;
+mod watch;
+
+pub use audit::Audit;
+pub use kinds::project::with_default_network;
+
+use crate::auth::seal::Sealer;
+use crate::dispatch::{Broker, Events, Live};
+use crate::image::Archives;
+use crate::scheduler::Policy;
+use crate::state::State;
+use crate::store::Store;
+use axum::Router;
+use axum::extract::connect_info::Connected;
+use axum::serve::IncomingStream;
+use enoki_api::error::{Code, Problem};
+use idempotency::Idempotency;
+use ipnet::Ipv4Net;
+use std::sync::Arc;
+use tokio::net::UnixListener;
+
+/// What handlers work with. Cheap to clone.
+#[derive(Clone)]
+pub struct App {
+    pub state: State,
+    pub store: Arc<dyn Store>,
+    pub live: Live,
+    pub events: Events,
+    pub broker: Broker,
+    pub sealer: Arc<Sealer>,
+    pub archives: Archives,
+    pub policy: Policy,
+    /// Where the networks that the system makes get their CIDRs.
+    pub pool: Ipv4Net,
+    pub audit: Audit,
+    idempotency: Idempotency,
+}
+
+impl App {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of the server, each of another type, put together once"
+    )]
+    pub fn new(
+        state: State,
+        store: Arc<dyn Store>,
+        live: Live,
+        events: Events,
+        broker: Broker,
+        sealer: Arc<Sealer>,
+        archives: Archives,
+        policy: Policy,
+        pool: Ipv4Net,
+        audit: Audit,
+    ) -> Self {
+        let idempotency = Idempotency::default();
+        App { state, store, live, events, broker, sealer, archives, policy, pool, audit, idempotency }
+    }
+}
+
+/// Who is at the other end of the unix socket.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    pub uid: Option<u32>,
+    pub pid: Option<i32>,
+}
+
+impl Connected<IncomingStream<'_, UnixListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        let credentials = stream.io().peer_cred().ok();
+        Peer { uid: credentials.map(|c| c.uid()), pid: credentials.and_then(|c| c.pid()) }
+    }
+}
+
+/// Every route of the API.
+pub fn router(app: App) -> Router {
+    let routes = Router::new()
+        .merge(kinds::routes())
+        .merge(actions::routes())
+        .merge(streams::routes())
+        .merge(orphans::routes())
+        .merge(events::routes())
+        .merge(metrics::routes())
+        .merge(openapi::routes())
+        .fallback(async || {
+            answer::problem(
+                Problem::new(Code::NotFound, "there is nothing at this address")
+                    .hint("/openapi.json lists what there is"),
+            )
+        })
+        .method_not_allowed_fallback(async || {
+            answer::problem(Problem::new(Code::MethodNotAllowed, "this address does not take that method"))
+        });
+    routes
+        .layer(axum::middleware::from_fn_with_state(app.clone(), idempotency::layer))
+        .layer(axum::middleware::from_fn_with_state(app.clone(), audit::layer))
+        .layer(axum::middleware::from_fn_with_state(app.clone(), answer::layer))
+        .with_state(app)
+}

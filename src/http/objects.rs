@@ -1,0 +1,438 @@
+//! What every kind of object shares: its routes, and create, read, replace, patch and delete over one trait.
+
+use super::answer::{self, Answer, CATCH_UP};
+use super::edit::{self, Edit};
+use super::query::{Params, Wait, if_match};
+use super::{App, list, wait, watch};
+use crate::scheduler::Verdict;
+use crate::state::{At, Row, Snapshot, Table, encode_new};
+use crate::store::keys::Key;
+use crate::store::{Outcome, Txn};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, Method, StatusCode};
+use axum::response::Response;
+use axum::routing::{MethodRouter, get};
+use enoki_api::decode;
+use enoki_api::error::{Code, Problem};
+use enoki_api::merge::merge_patch;
+use enoki_api::object::{Draft, Faults, Object, Spec, Uid, check_labels, check_name};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use std::collections::HashMap;
+
+/// Writes that lose a race are planned anew this often.
+pub const TRIES: usize = 5;
+
+/// How deleting ends.
+pub enum Deletion {
+    /// The object is gone with the transaction.
+    Done,
+    /// It stays as `deleting` until a host has confirmed.
+    Marked,
+}
+
+/// A kind that the API serves. The hooks add to a transaction what their kind needs beside its own key, and refuse
+/// what must not be; they see a snapshot that is as old as the last change, so whatever must be unique has a key of
+/// its own in the transaction.
+pub trait Managed: Spec {
+    /// Whether users may make such an object themselves.
+    const MADE_BY_USERS: bool = true;
+    /// Whether users may change one.
+    const CHANGED_BY_USERS: bool = true;
+
+    fn table(snapshot: &Snapshot) -> &Table<Self>;
+
+    fn check_name(name: &str) -> Result<(), Problem> {
+        check_name("name", name)
+    }
+
+    /// Fills in what is computed on reading.
+    fn present(app: &App, snapshot: &Snapshot, object: &mut Object<Self>);
+
+    fn create(
+        _app: &App,
+        _snapshot: &Snapshot,
+        _object: &mut Object<Self>,
+        txn: Txn,
+    ) -> Result<Txn, Problem> {
+        Ok(txn)
+    }
+
+    fn update(
+        _app: &App,
+        _snapshot: &Snapshot,
+        _old: &Row<Self>,
+        _new: &mut Object<Self>,
+        txn: Txn,
+    ) -> Result<Txn, Problem> {
+        Ok(txn)
+    }
+
+    fn delete(app: &App, snapshot: &Snapshot, row: &Row<Self>, txn: Txn) -> Result<(Txn, Deletion), Problem>;
+
+    /// After the transaction: what only this server keeps (files).
+    fn deleted(_app: &App, _object: &Object<Self>) {}
+
+    /// Where it could go, and why not elsewhere.
+    fn explain(_app: &App, _snapshot: &Snapshot, _object: &Object<Self>) -> Vec<Verdict> {
+        Vec::new()
+    }
+
+    /// Its phase, for those who wait. None: this kind has none.
+    fn phase(_object: &Object<Self>) -> Option<String> {
+        None
+    }
+}
+
+/// A place from a request's path.
+pub type Place = Path<HashMap<String, String>>;
+
+pub fn place<K: Spec>(path: &HashMap<String, String>) -> At {
+    let part = |key: &str| path.get(key).cloned().unwrap_or_default();
+    (if K::KIND.in_project() { part("project") } else { String::new() }, part("name"))
+}
+
+/// The address of a kind's list.
+pub fn base<K: Spec>() -> String {
+    let plural = K::KIND.plural();
+    if K::KIND.in_project() { format!("/v1/projects/{{project}}/{plural}") } else { format!("/v1/{plural}") }
+}
+
+pub fn routes<K: Managed>() -> Router<App> {
+    let mut all: MethodRouter<App> = get(all::<K>);
+    let mut one: MethodRouter<App> = get(read::<K>).delete(delete::<K>);
+    if K::MADE_BY_USERS {
+        all = all.post(create::<K>);
+    }
+    if K::CHANGED_BY_USERS {
+        one = one.patch(patch::<K>).put(replace::<K>);
+    }
+    Router::new().route(&base::<K>(), all).route(&format!("{}/{{name}}", base::<K>()), one)
+}
+
+async fn all<K: Managed>(
+    State(app): State<App>,
+    path: Place,
+    headers: HeaderMap,
+    mut params: Params,
+) -> Answer {
+    let (project, _) = place::<K>(&path);
+    known_project::<K>(&app.state.snapshot(), &project)?;
+    if params.flag("watch")? {
+        return watch::stream::<K>(app, project, &headers, params).await;
+    }
+    list::page::<K>(&app, &project, params)
+}
+
+/// An object of a project needs the project.
+fn known_project<K: Spec>(snapshot: &Snapshot, project: &str) -> Result<(), Problem> {
+    if K::KIND.in_project() && snapshot.projects.get("", project).is_none() {
+        return Err(Problem::not_found(format!("project {project}")));
+    }
+    Ok(())
+}
+
+pub fn missing<K: Spec>(snapshot: &Snapshot, at: &At) -> Problem {
+    if let Err(problem) = known_project::<K>(snapshot, &at.0) {
+        return problem;
+    }
+    let project = if at.0.is_empty() { String::new() } else { format!("{}/", at.0) };
+    Problem::not_found(format!("{} {project}{}", K::KIND, at.1))
+}
+
+/// An object as users see it.
+pub fn presented<K: Managed>(app: &App, snapshot: &Snapshot, at: &At) -> Option<Object<K>> {
+    let mut object = K::table(snapshot).at(at)?.object.clone();
+    K::present(app, snapshot, &mut object);
+    Some(object)
+}
+
+async fn read<K: Managed>(State(app): State<App>, path: Place, params: Params) -> Answer {
+    params.done()?;
+    let at = place::<K>(&path);
+    let snapshot = app.state.snapshot();
+    let object = presented::<K>(&app, &snapshot, &at).ok_or_else(|| missing::<K>(&snapshot, &at))?;
+    Ok(answer::object(StatusCode::OK, &object))
+}
+
+/// What a write does besides writing.
+pub struct Options {
+    pub dry_run: bool,
+    pub wait: Option<Wait>,
+}
+
+impl Options {
+    pub fn take(mut params: Params) -> Result<Self, Problem> {
+        let options = Options { dry_run: params.flag("dry_run")?, wait: params.wait()? };
+        params.done()?;
+        Ok(options)
+    }
+}
+
+/// A draft, checked against where it was sent to.
+fn draft<K: Managed>(body: &[u8], project: &str, name: Option<&str>) -> Result<(String, Draft<K>), Problem> {
+    let draft: Draft<K> = decode::strict(body)?;
+    let differs = |field: &str, given: &Option<String>, expected: &str| match given {
+        Some(given) if given != expected => {
+            Err(Problem::invalid_field(field, format!("`{given}` was sent to the address of `{expected}`")))
+        }
+        _ => Ok(()),
+    };
+    differs("kind", &draft.kind, K::KIND.singular())?;
+    if K::KIND.in_project() {
+        differs("project", &draft.project, project)?;
+    }
+    if let Some(name) = name {
+        differs("name", &draft.name, name)?;
+    }
+    let name = name.map(str::to_owned).or_else(|| draft.name.clone());
+    let name = name.ok_or_else(|| Problem::invalid_field("name", "an object needs a name"))?;
+    K::check_name(&name)?;
+    if let Some(labels) = &draft.labels {
+        check_labels(labels)?;
+    }
+    Ok((name, draft))
+}
+
+fn checked<K: Spec>(spec: &K) -> Result<(), Problem> {
+    let mut faults = Faults::default();
+    spec.validate(&mut faults);
+    faults.into_result()
+}
+
+async fn create<K: Managed>(
+    State(app): State<App>,
+    path: Place,
+    headers: HeaderMap,
+    params: Params,
+    body: Body,
+) -> Answer {
+    let options = Options::take(params)?;
+    let (project, _) = place::<K>(&path);
+    let (name, draft) = draft::<K>(&answer::body(body).await?, &project, None)?;
+    make(&app, (project, name), draft, &headers, options).await
+}
+
+/// Makes a new object. A retry with the same idempotency key finds what the first try made.
+async fn make<K: Managed>(
+    app: &App,
+    at: At,
+    draft: Draft<K>,
+    headers: &HeaderMap,
+    options: Options,
+) -> Answer {
+    let mut spec = draft.spec;
+    spec.fill(&at.1);
+    checked(&spec)?;
+    let project = Some(at.0.as_str()).filter(|project| !project.is_empty());
+    let mut wanted = Object::new(project, &at.1, draft.labels.unwrap_or_default(), spec, Timestamp::now());
+    let retry_of = headers.get("idempotency-key").map(|key| idempotent_uid(key.as_bytes(), &at));
+    if let Some(uid) = &retry_of {
+        wanted.uid = uid.clone();
+    }
+    for _ in 0..TRIES {
+        let snapshot = app.state.snapshot();
+        known_project::<K>(&snapshot, &at.0)?;
+        if let Some(row) = K::table(&snapshot).at(&at) {
+            if retry_of.as_ref() == Some(&row.object.uid) {
+                return finish::<K>(app, &at, &row.object.uid, StatusCode::CREATED, options.wait).await;
+            }
+            return Err(taken(&row.object).into());
+        }
+        let mut object = wanted.clone();
+        let mut txn = Txn::new();
+        if let Some(project) = project {
+            txn = txn.when_present(key(Key::spec("projects", None, project))?);
+        }
+        let spec_key = key(Key::spec(K::KIND.plural(), project, &at.1))?;
+        txn = K::create(app, &snapshot, &mut object, txn.when_absent(spec_key.clone()))?;
+        if options.dry_run {
+            return Ok(plan(app, &snapshot, object));
+        }
+        match app.store.txn(txn.put(spec_key, encode_new(&object))).await? {
+            Outcome::Committed { revision } => {
+                app.state.reached(revision, CATCH_UP).await;
+                app.events.note(
+                    &object.key(),
+                    Some(&object.uid),
+                    false,
+                    "created",
+                    format!("generation {}", object.generation),
+                );
+                return finish::<K>(app, &at, &object.uid, StatusCode::CREATED, options.wait).await;
+            }
+            Outcome::Conflict { revision, .. } => drop(app.state.reached(revision, CATCH_UP).await),
+        }
+    }
+    Err(contended(&at).into())
+}
+
+/// The same key on the same place is the same object.
+fn idempotent_uid(key: &[u8], at: &At) -> Uid {
+    let key: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+    let base =
+        uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, format!("{}/{}", at.0, at.1).as_bytes()).to_string();
+    Uid::parse(&base).map_or_else(Uid::random, |base| base.derive(&key))
+}
+
+fn taken<K: Spec>(object: &Object<K>) -> Problem {
+    if object.deleted_at.is_some() {
+        return Problem::new(Code::Deleting, format!("{} is being deleted", object.key()))
+            .hint("try again when it is gone");
+    }
+    Problem::new(Code::AlreadyExists, format!("{} exists", object.key())).holder(object.uid.to_string())
+}
+
+/// Somebody else was faster every time.
+pub fn contended(at: &At) -> Problem {
+    Problem::new(Code::StaleRevision, format!("{}/{} is being changed by others all the time", at.0, at.1))
+        .hint("try again")
+}
+
+/// Keys are made of names that were checked, so this does not fail for what a user can send.
+pub fn key(key: Result<Key, crate::store::Error>) -> Result<String, Problem> {
+    key.map(String::from).map_err(|error| Problem::invalid_field("name", error.to_string()))
+}
+
+/// The answer to `?dry_run=true`.
+pub fn plan<K: Managed>(app: &App, snapshot: &Snapshot, mut object: Object<K>) -> Response {
+    let hosts = K::explain(app, snapshot, &object);
+    K::present(app, snapshot, &mut object);
+    answer::json(StatusCode::OK, &json!({"plan": object, "hosts": hosts}))
+}
+
+/// The answer to a write: the object as it is now, or as it is when what was waited for has come.
+pub async fn finish<K: Managed>(
+    app: &App,
+    at: &At,
+    uid: &Uid,
+    done: StatusCode,
+    wait: Option<Wait>,
+) -> Answer {
+    if let Some(wait) = wait {
+        return wait::until::<K>(app, at, uid, done, wait).await;
+    }
+    let snapshot = app.state.snapshot();
+    let object = presented::<K>(app, &snapshot, at).ok_or_else(|| missing::<K>(&snapshot, at))?;
+    Ok(answer::object(done, &object))
+}
+
+async fn replace<K: Managed>(
+    State(app): State<App>,
+    path: Place,
+    headers: HeaderMap,
+    params: Params,
+    body: Body,
+) -> Answer {
+    let options = Options::take(params)?;
+    let at = place::<K>(&path);
+    let (_, draft) = draft::<K>(&answer::body(body).await?, &at.0, Some(&at.1))?;
+    let expected = if_match(&headers)?;
+    let exists = K::table(&app.state.snapshot()).at(&at).is_some();
+    if !exists && expected.is_none() && K::MADE_BY_USERS {
+        return make(&app, at, draft, &headers, options).await;
+    }
+    let change = |old: &Object<K>| {
+        let mut new = old.clone();
+        new.spec = draft.spec.clone();
+        new.spec.fill(&old.name);
+        if let Some(labels) = &draft.labels {
+            new.labels = labels.clone();
+        }
+        checked(&new.spec)?;
+        Ok(new)
+    };
+    edit::run(&app, at, Edit { expected, options, done: StatusCode::OK }, change).await
+}
+
+async fn patch<K: Managed>(
+    State(app): State<App>,
+    path: Place,
+    headers: HeaderMap,
+    params: Params,
+    body: Body,
+) -> Answer {
+    let options = Options::take(params)?;
+    let at = place::<K>(&path);
+    let body = answer::body(body).await?;
+    let patch: Value = serde_json::from_slice(&body)
+        .map_err(|error| Problem::new(Code::MalformedBody, format!("the body is not JSON: {error}")))?;
+    if !patch.is_object() {
+        return Err(Problem::new(Code::MalformedBody, "a merge-patch is a JSON object").into());
+    }
+    // Checked alone first, so that a fault is told by the patch's own path and an unknown field is not lost in the merge.
+    let change = |old: &Object<K>| {
+        let mut merged = serde_json::to_value(old).unwrap_or_default();
+        merge_patch(&mut merged, &patch);
+        let draft: Draft<K> = decode::strict_value(merged)?;
+        if draft.name.as_deref() != Some(&old.name)
+            || draft.kind.as_deref() != Some(K::KIND.singular())
+            || draft.project != old.project
+        {
+            return Err(Problem::new(Code::ImmutableField, "kind, project and name stay").field("name"));
+        }
+        let mut new = old.clone();
+        new.spec = draft.spec;
+        new.spec.fill(&old.name);
+        new.labels = draft.labels.unwrap_or_default();
+        check_labels(&new.labels)?;
+        checked(&new.spec)?;
+        Ok(new)
+    };
+    let expected = if_match(&headers)?;
+    edit::run(&app, at, Edit { expected, options, done: StatusCode::OK }, change).await
+}
+
+async fn delete<K: Managed>(
+    State(app): State<App>,
+    path: Place,
+    headers: HeaderMap,
+    params: Params,
+    method: Method,
+) -> Answer {
+    debug_assert_eq!(method, Method::DELETE);
+    let options = Options::take(params)?;
+    let at = place::<K>(&path);
+    let expected = if_match(&headers)?;
+    for _ in 0..TRIES {
+        let snapshot = app.state.snapshot();
+        let row = K::table(&snapshot).at(&at).ok_or_else(|| missing::<K>(&snapshot, &at))?;
+        edit::expect(row, expected)?;
+        edit::refuse_owned(row)?;
+        let object = &row.object;
+        if object.deleted_at.is_some() {
+            return finish::<K>(&app, &at, &object.uid, StatusCode::ACCEPTED, options.wait).await;
+        }
+        let project = object.project.as_deref();
+        let spec_key = key(Key::spec(K::KIND.plural(), project, &at.1))?;
+        let txn = Txn::new().when_unchanged(spec_key.clone(), object.revision);
+        let (txn, deletion) = K::delete(&app, &snapshot, row, txn)?;
+        let mut marked = object.clone();
+        marked.deleted_at = Some(Timestamp::now());
+        if options.dry_run {
+            return Ok(plan(&app, &snapshot, marked));
+        }
+        let txn = match deletion {
+            Deletion::Done => txn.delete(spec_key),
+            Deletion::Marked => txn.put(spec_key, row.encode(&marked)),
+        };
+        match app.store.txn(txn).await? {
+            Outcome::Committed { revision } => {
+                app.state.reached(revision, CATCH_UP).await;
+                app.events.note(&object.key(), Some(&object.uid), false, "deleting", "");
+                K::deleted(&app, object);
+                let now = app.state.snapshot();
+                return match K::table(&now).at(&at).filter(|now| now.object.uid == object.uid) {
+                    Some(_) => finish::<K>(&app, &at, &object.uid, StatusCode::ACCEPTED, options.wait).await,
+                    // Gone at once: what was waited for has come.
+                    None if options.wait.is_some() => Ok(answer::object(StatusCode::OK, &marked)),
+                    None => Ok(answer::object(StatusCode::ACCEPTED, &marked)),
+                };
+            }
+            Outcome::Conflict { revision, .. } => drop(app.state.reached(revision, CATCH_UP).await),
+        }
+    }
+    Err(contended(&at).into())
+}

@@ -1,0 +1,165 @@
+//! `enoki server`: the control plane's parts, put together and run until told to stop.
+
+use crate::auth::seal::Sealer;
+use crate::config::{ServerConfig, paths};
+use crate::controller;
+use crate::dispatch::{self, Broker, Dispatch, Events, Live};
+use crate::http::{self, App, Audit, Peer, with_default_network};
+use crate::image::Archives;
+use crate::scheduler::Policy;
+use crate::state::{self, State, encode_new};
+use crate::store::etcd::{Config, Etcd, Tls};
+use crate::store::keys::Key;
+use crate::store::{Outcome, Store, Txn};
+use anyhow::{Context, bail};
+use axum::Router;
+use enoki_api::object::Object;
+use enoki_api::project::{DEFAULT, ProjectSpec};
+use jiff::Timestamp;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+
+/// Each call to the store.
+const STORE: Duration = Duration::from_secs(5);
+/// Requests under way are given this long when the server stops.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// Runs the server until `stop`. It serves reads as soon as the store was read once, and writes while the store
+/// answers; it never needs the store to stay up.
+pub async fn run(config: ServerConfig, stop: CancellationToken) -> anyhow::Result<()> {
+    let sealer = Arc::new(Sealer::load_or_create(&config.key_file).context("the key that seals secrets")?);
+    let store: Arc<dyn Store> = Arc::new(connect(&config).await?);
+    std::fs::create_dir_all(paths::STATE).with_context(|| paths::STATE)?;
+    let audit_path = Path::new(paths::STATE).join("audit.log");
+    let audit = Audit::open(&audit_path).with_context(|| audit_path.display().to_string())?;
+    let archives = Archives::open_folder(Path::new(paths::IMAGES)).context(paths::IMAGES)?;
+    let state = State::new();
+    let (live, events, broker) = (Live::default(), Events::default(), Broker::default());
+    let policy = Policy { cpu_overcommit: config.cpu_overcommit };
+    let app = App::new(
+        state.clone(),
+        store.clone(),
+        live.clone(),
+        events.clone(),
+        broker.clone(),
+        sealer.clone(),
+        archives.clone(),
+        policy,
+        config.pool,
+        audit,
+    );
+    let agents = dispatch::router(Dispatch {
+        state: state.clone(),
+        live: live.clone(),
+        broker,
+        events: events.clone(),
+        sealer,
+        archives,
+    });
+    let api_socket = listen(&config.api_socket, 0o660)?;
+    let agent_socket = listen(&config.agent_socket, 0o600)?;
+    let context = controller::Context { store: store.clone(), state: state.clone(), live, events, policy };
+
+    let parts = async {
+        let feed = state::feed(state.clone(), store.clone(), stop.clone());
+        let bootstrap = bootstrap(&state, &*store, config.pool, &stop);
+        let lead = controller::run(context, config.name.clone(), stop.clone());
+        // The first part that fails ends the server; the supervisor starts it afresh.
+        tokio::try_join!(
+            async { feed.await.context("the store") },
+            async { serve(api_socket, http::router(app), stop.clone()).await.context("the API") },
+            async { serve(agent_socket, agents, stop.clone()).await.context("the agents' socket") },
+            async {
+                bootstrap.await;
+                Ok(())
+            },
+            async {
+                lead.await;
+                Ok(())
+            },
+        )
+    };
+    // Cancel-safe: after the drain, what still hangs (watches, streams) is cut.
+    let cut = async {
+        stop.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::select! {
+        result = parts => result.map(drop),
+        () = cut => Ok(()),
+    }
+}
+
+async fn connect(config: &ServerConfig) -> anyhow::Result<Etcd> {
+    let read =
+        |path: &Path| std::fs::read(path).with_context(|| format!("etcd's credentials: {}", path.display()));
+    let tls =
+        Tls { ca: read(&config.etcd.ca)?, cert: read(&config.etcd.cert)?, key: read(&config.etcd.key)? };
+    let config = Config { tls: Some(tls), endpoints: config.etcd.endpoints.clone(), deadline: STORE };
+    Etcd::new(config).await.context("etcd")
+}
+
+/// A socket that a dead predecessor may have left; a living one is not pushed aside.
+fn listen(path: &Path, mode: u32) -> anyhow::Result<UnixListener> {
+    let shown = path.display();
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        bail!("another server listens on {shown}");
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => bail!("{shown}: {error}"),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).with_context(|| shown.to_string())?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+        .with_context(|| shown.to_string())?;
+    Ok(listener)
+}
+
+async fn serve(listener: UnixListener, router: Router, stop: CancellationToken) -> std::io::Result<()> {
+    let service = router.into_make_service_with_connect_info::<Peer>();
+    axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await
+}
+
+/// A new store gets the default project and its network, whichever server comes first.
+async fn bootstrap(state: &State, store: &dyn Store, pool: ipnet::Ipv4Net, stop: &CancellationToken) {
+    while !stop.is_cancelled() {
+        if !state.reached(0, Duration::from_secs(5)).await {
+            continue;
+        }
+        let snapshot = state.snapshot();
+        if snapshot.projects.get("", DEFAULT).is_some() {
+            return;
+        }
+        let project =
+            Object::new(None, DEFAULT, Default::default(), ProjectSpec::default(), Timestamp::now());
+        let txn = Key::spec("projects", None, DEFAULT)
+            .map(String::from)
+            .map_err(anyhow::Error::from)
+            .and_then(|key| {
+                let txn = Txn::new().when_absent(key.clone()).put(key, encode_new(&project));
+                Ok(with_default_network(pool, &snapshot, DEFAULT, txn)?)
+            });
+        let result = match txn {
+            Ok(txn) => store.txn(txn).await.map_err(anyhow::Error::from),
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(Outcome::Committed { revision }) => {
+                tracing::info!(revision, "a new store: the default project is made");
+                return;
+            }
+            Ok(Outcome::Conflict { revision, .. }) => drop(state.reached(revision, DRAIN).await),
+            Err(error) => {
+                tracing::warn!(%error, "the default project could not be made; trying again");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
