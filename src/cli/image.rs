@@ -1,0 +1,111 @@
+//! Images: import, list, delete.
+
+use super::context::Context;
+use super::failure::{Failure, coloured};
+use super::lifecycle::delete_all;
+use super::wait::WaitFlags;
+use enoki_api::Kind;
+use enoki_api::quantity::Span;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io;
+use std::pin::Pin;
+use std::task::{Poll, ready};
+use tokio::io::{AsyncRead, ReadBuf};
+
+/// Images
+#[derive(clap::Subcommand, Debug)]
+pub enum ImageCommand {
+    /// Imports an image from a `docker save` archive or a root file system's tar
+    #[command(after_help = "\
+The bytes are kept, so that an image that was pruned from a host's Docker comes back.
+
+Examples:
+  enoki image import enoki/debian:12 debian.tar
+  docker save shop:1.4 | enoki image import shop:1.4 -")]
+    Import {
+        /// The name it gets: instances ask for exactly this one
+        name: String,
+        /// A tar, or - for stdin
+        file: String,
+        /// How long the transfer may take
+        #[arg(long, default_value = "30m", value_name = "DURATION")]
+        timeout: Span,
+    },
+    /// Lists the imported images
+    List,
+    /// Deletes imported images
+    Delete {
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+        #[command(flatten)]
+        wait: WaitFlags,
+    },
+}
+
+pub async fn image(ctx: &Context, command: ImageCommand) -> Result<(), Failure> {
+    match command {
+        ImageCommand::Import { name, file, timeout } => import(ctx, &name, &file, timeout).await,
+        ImageCommand::List => super::create::list(ctx, Kind::Image).await,
+        ImageCommand::Delete { names, wait } => delete_all(ctx, Kind::Image, &names, false, &wait).await,
+    }
+}
+
+async fn import(ctx: &Context, name: &str, file: &str, timeout: Span) -> Result<(), Failure> {
+    let (reader, length): (Box<dyn AsyncRead + Send + Unpin>, Option<u64>) = if file == "-" {
+        (Box::new(tokio::io::stdin()), None)
+    } else {
+        let open = async {
+            let file = tokio::fs::File::open(file).await?;
+            let about = file.metadata().await?;
+            if about.is_dir() {
+                return Err(io::Error::from(io::ErrorKind::IsADirectory));
+            }
+            // A pipe or a device has no length to go by.
+            Ok((file, about.is_file().then_some(about.len())))
+        };
+        let (open, length) = open.await.map_err(|error| Failure::io(file, error))?;
+        (Box::new(open), length)
+    };
+    let bar = progress(length);
+    let reader = Counted { reader, bar: bar.clone() };
+    let answer = ctx.client.upload(&ctx.project, name, reader, length, timeout.duration()).await;
+    bar.finish_and_clear();
+    ctx.done(Kind::Image, name, "imported", &answer?.body)
+}
+
+/// On stderr, and only where that is a terminal.
+fn progress(length: Option<u64>) -> ProgressBar {
+    let bar = match length {
+        Some(length) => ProgressBar::new(length),
+        None => ProgressBar::no_length(),
+    };
+    let colour = if coloured(&io::stderr()) { ".cyan" } else { "" };
+    let template = format!("{{bar:40{colour}}} {{bytes}}/{{total_bytes}} {{bytes_per_sec}} {{eta}}");
+    match ProgressStyle::with_template(&template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+/// Tells a progress bar what passes through.
+struct Counted<R> {
+    reader: R,
+    bar: ProgressBar,
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Counted<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        task: &mut std::task::Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = ready!(Pin::new(&mut self.reader).poll_read(task, buffer));
+        self.bar.inc((buffer.filled().len() - before) as u64);
+        if read.is_ok() && buffer.filled().len() == before {
+            // The server unpacks now, which takes a while too.
+            self.bar.set_message("unpacking");
+        }
+        Poll::Ready(read)
+    }
+}

@@ -1,0 +1,42 @@
+//! `enoki logs`: what an instance printed.
+
+use super::context::{CALL, Context};
+use super::create::moment;
+use super::failure::Failure;
+use super::output;
+use enoki_api::client::LogOptions;
+use jiff::Timestamp;
+
+/// Prints what an instance printed
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Examples:
+  enoki logs web1 --tail 100
+  enoki logs -f web1
+  enoki logs web1 --since 10m --timestamps")]
+pub struct Logs {
+    /// The instance
+    name: String,
+    /// Go on with what it prints from now on; Ctrl-C ends it
+    #[arg(short, long)]
+    follow: bool,
+    /// Only the last N lines
+    #[arg(long, value_name = "N")]
+    tail: Option<u64>,
+    /// Only what is younger: 10m, or 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "DURATION|TIME", value_parser = moment)]
+    since: Option<Timestamp>,
+    /// Begin each line with its time
+    #[arg(long)]
+    timestamps: bool,
+}
+
+pub async fn logs(ctx: &Context, args: Logs) -> Result<(), Failure> {
+    let options =
+        LogOptions { follow: args.follow, tail: args.tail, since: args.since, timestamps: args.timestamps };
+    let mut text = ctx.client.logs(&ctx.project, &args.name, &options, CALL).await?;
+    while let Some(piece) = text.next().await {
+        output::text(piece?)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! `enoki`: the control plane, the agent, the one-machine cloud and the command line, in one binary.
+
+use clap::{FromArgMatches, Subcommand};
+use enoki::cli::{self, Cli};
+use enoki::config::{AgentConfig, ServerConfig};
+use enoki::{host, server, up};
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// The verbs that run Enoki; all others talk to it.
+#[derive(Subcommand)]
+enum Machine {
+    /// Starts a one-machine cloud in the background; again at any time
+    Up(up::UpArgs),
+    /// Stops Enoki's processes and leaves instances running; with --purge removes everything
+    Down(up::DownArgs),
+    /// Runs the control plane in the foreground
+    Server,
+    /// Runs this host's agent in the foreground
+    Agent,
+    #[command(hide = true)]
+    Supervise(up::SuperviseArgs),
+}
+
+fn main() -> ExitCode {
+    let command = Machine::augment_subcommands(Cli::command_for_people());
+    let matches = command.clone().get_matches();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: the runtime does not start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = match Machine::from_arg_matches(&matches) {
+        Ok(machine) => runtime.block_on(run(machine)),
+        Err(_) => match Cli::from_arg_matches(&matches) {
+            Ok(cli) => runtime.block_on(cli::run(cli, command)),
+            Err(error) => error.exit(),
+        },
+    };
+    // A thread that waits for the terminal's next key would hold up the end.
+    runtime.shutdown_background();
+    code
+}
+
+async fn run(machine: Machine) -> ExitCode {
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        eprintln!("error: another crypto provider is installed");
+        return ExitCode::FAILURE;
+    }
+    let result = match machine {
+        Machine::Up(args) => up::up(args).await,
+        Machine::Down(args) => up::down(args).await,
+        Machine::Supervise(args) => up::supervise(args).await,
+        Machine::Server => daemon(async |stop| server::run(ServerConfig::load()?, stop).await).await,
+        Machine::Agent => daemon(async |stop| host::run(AgentConfig::load()?, stop).await).await,
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            if error.is::<up::Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+/// A long-running part: logs on stderr, ends well on SIGTERM and SIGINT.
+async fn daemon(part: impl AsyncFnOnce(CancellationToken) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_from_env("ENOKI_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let stop = CancellationToken::new();
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let told = stop.clone();
+    tokio::spawn(async move {
+        // Cancel-safe: a signal that comes twice is one signal.
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        told.cancel();
+    });
+    part(stop).await
+}
