@@ -1,0 +1,86 @@
+# The one door. `make` lists what there is.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+# A shell that has never sourced cargo's env finds it all the same.
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin:/usr/local/sbin:/usr/sbin:/sbin
+
+CARGO ?= cargo
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+# Asked only where a recipe uses it: `make setup` must run before there is a rustc.
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+ENOKI := $(TARGET_DIR)/release/enoki
+# The helpers are linked statically, with a folder of their own so that their flags do not throw away other builds.
+STATIC_DIR := $(TARGET_DIR)/static
+HELPERS = $(STATIC_DIR)/$(HOST)/release
+YES ?=
+
+.PHONY: help setup build helpers install images up down destroy test check deny unit sweep bench-launch
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what this machine lacks, from the Debian archive
+	@deploy/setup.sh
+
+build: helpers ## build the release binary and its two helpers
+	$(CARGO) build --release --locked -p enoki --bin enoki
+
+# gnu with crt-static needs an explicit target, or build scripts would be linked statically too.
+helpers: ## build the two static helpers (tests need them as well)
+	RUSTFLAGS="-C target-feature=+crt-static -C strip=debuginfo" $(CARGO) build --release --locked --target $(HOST) \
+		--target-dir $(STATIC_DIR) -p enoki-helpers
+
+install: build ## put the programs into /usr/local
+	@deploy/install.sh $(ENOKI) $(HELPERS)
+
+images: ## build the base images (cached under /var/cache/enoki/images)
+	@deploy/images/tiny.sh
+	@deploy/images/debian.sh
+
+up: setup ## a running one-machine cloud with the instance hello
+	@$(MAKE) install
+	@enoki up
+	@deploy/import-images.sh
+	@deploy/tour.sh
+
+down: ## stop our processes; instances go on
+	@enoki down
+
+destroy: ## remove everything of ours (asks; YES=1 does not)
+	@enoki down --purge $(if $(filter 1 y yes,$(YES)),--yes)
+
+test: setup ## everything that CI runs
+	@$(MAKE) check
+	@$(MAKE) deny
+	@$(MAKE) unit
+
+check:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+deny:
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+		$(CARGO) deny --locked check licenses bans sources; \
+	else \
+		echo "cargo-deny is not installed, licences, bans and sources are not checked: cargo install cargo-deny --locked"; \
+	fi
+
+# nextest's closing lines come last, so doc tests run before it. A test that was killed leaves its namespaces and
+# folders behind: they are swept here without a word, and its failure stays a failure.
+unit: helpers
+	@$(CARGO) nextest --version >/dev/null 2>&1 || { \
+		echo "cargo-nextest is missing: cargo install cargo-nextest --locked"; exit 1; }
+	$(CARGO) test --workspace --locked --doc --quiet
+	ENOKI_TEST_HELPERS=$(HELPERS) $(CARGO) nextest run --workspace --locked || { \
+		status=$$?; $(MAKE) sweep >/dev/null 2>&1 || true; exit $$status; }
+
+sweep: ## remove what killed test runs left behind
+	@ENOKI_TEST_HELPERS=$(HELPERS) $(CARGO) nextest run --locked --test harness_self -E 'test(=sweeps_up_after_killed_runs)'
+
+bench-launch: setup helpers ## launch speed of instances, beside its peers (FULL=1: the whole; SMOKE=1: a minute)
+	@benches/setup.sh
+	ENOKI_TEST_HELPERS=$(HELPERS) $(CARGO) bench --locked --bench launch
