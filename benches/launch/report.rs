@@ -1,0 +1,146 @@
+//! The tables, and whether the bars are met. A bar is judged by the median's figure; the interval beside it says how far to
+//! trust that.
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use crate::latency::Latencies;
+use crate::machine::Resident;
+use crate::rounds::Score;
+use crate::statistics::{Interval, added, median, quantile, ratio};
+
+/// What was missed.
+#[derive(Default)]
+pub struct Verdict {
+    pub missed: Vec<String>,
+    pub unjudged: Vec<String>,
+}
+
+impl Verdict {
+    /// The title's first word is the benchmark's name.
+    fn judge(&mut self, title: &str, good: bool, what: String) -> &'static str {
+        if !good {
+            self.missed.push(format!("{}: {what}", title.split(' ').next().unwrap_or(title)));
+        }
+        if good { "met" } else { "MISSED" }
+    }
+}
+
+/// A peer of a rate, and how many times its rate ours must be.
+pub struct Bar {
+    /// The beginning of the peer's name.
+    pub peer: &'static str,
+    pub ratio: f64,
+    /// Not as much as this, but more.
+    pub strict: bool,
+}
+
+/// B1 and B3: rates, ours first.
+pub fn rates(title: &str, ours: &Score, peers: &[&Score], bars: &[Bar], verdict: &mut Verdict) {
+    println!("\n{title}");
+    let mut table = new(&[
+        "",
+        "in flight",
+        "starts/s",
+        "from-to",
+        "rounds",
+        "CPU s/start",
+        "ours / this [95 %]",
+        "bar",
+        "",
+    ]);
+    for score in std::iter::once(&ours).chain(peers) {
+        let (low, high) = (quantile(&score.rates, 0.0), quantile(&score.rates, 1.0));
+        let mut row = vec![
+            score.name.clone(),
+            score.in_flight.map_or("one order".to_owned(), |number| number.to_string()),
+            format!("{:.1}", score.rate()),
+            format!("{low:.1}-{high:.1}"),
+            score.rates.len().to_string(),
+            format!("{:.3}", median(&score.cpu)),
+        ];
+        let bar = bars.iter().find(|bar| score.name.starts_with(bar.peer));
+        if std::ptr::eq(*score, ours) {
+            row.extend(["", "", ""].map(str::to_owned));
+        } else {
+            let (value, interval) = ratio(&ours.rates, &score.rates);
+            row.push(format!("{value:.2} {}", between(interval)));
+            if let Some(bar) = bar {
+                let good = if bar.strict { value > bar.ratio } else { value >= bar.ratio };
+                let sign = if bar.strict { ">" } else { ">=" };
+                let what = format!("{value:.3} x {}, not {sign} {}", score.name, bar.ratio);
+                row.push(format!("{sign} {}", bar.ratio));
+                row.push(verdict.judge(title, good, what).to_owned());
+            }
+        }
+        table.add_row(row);
+    }
+    println!("{table}");
+    for bar in bars.iter().filter(|bar| !peers.iter().any(|peer| peer.name.starts_with(bar.peer))) {
+        verdict.unjudged.push(format!("{title}: against {}, which was left out", bar.peer));
+    }
+}
+
+/// B2: milliseconds that Enoki adds.
+pub fn latencies(title: &str, all: &[Latencies], bars: &[(f64, f64)], verdict: &mut Verdict) {
+    println!("\n{title}");
+    let mut table =
+        new(&["host full", "samples", "", "enoki ms", "by hand ms", "added ms [95 %]", "bar ms", ""]);
+    for level in all {
+        for &(q, bar) in bars {
+            let (value, interval) = added(&level.ours, &level.raw, q);
+            let name = format!("p{:.0}", q * 100.0);
+            let what = format!("{name} {value:+.1} ms on a host {} % full, not <= {bar}", level.full);
+            table.add_row(vec![
+                format!("{} %", level.full),
+                level.ours.len().to_string(),
+                name,
+                format!("{:.1}", quantile(&level.ours, q)),
+                format!("{:.1}", quantile(&level.raw, q)),
+                format!("{value:+.1} {}", between(interval)),
+                format!("<= {bar}"),
+                verdict.judge(title, value <= bar, what).to_owned(),
+            ]);
+        }
+    }
+    println!("{table}");
+}
+
+/// B7: megabytes of a process, idle and at the end.
+pub struct Memory {
+    pub part: &'static str,
+    pub idle: Resident,
+    pub after: Resident,
+    pub bar: f64,
+}
+
+pub fn memory(title: &str, all: &[Memory], verdict: &mut Verdict) {
+    println!("\n{title}");
+    let mut table =
+        new(&["", "idle MB (not of files)", "after the launches MB (not of files)", "bar MB", ""]);
+    for one in all {
+        let worst = one.idle.all.max(one.after.all);
+        let what = format!("{} {worst:.1} MB, not <= {}", one.part, one.bar);
+        table.add_row(vec![
+            one.part.to_owned(),
+            format!("{:.1} ({:.1})", one.idle.all, one.idle.own),
+            format!("{:.1} ({:.1})", one.after.all, one.after.own),
+            format!("<= {}", one.bar),
+            verdict.judge(title, worst <= one.bar, what).to_owned(),
+        ]);
+    }
+    println!("{table}");
+}
+
+fn between(interval: Interval) -> String {
+    format!("[{:.2}-{:.2}]", interval.low, interval.high)
+}
+
+fn new(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(header.to_vec());
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
