@@ -9,8 +9,10 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
-use std::str::FromStr;
 use utoipa::ToSchema;
+
+pub use crate::cpuset::CpuSet;
+pub use crate::mac::Mac;
 
 pub type Instance = Object<InstanceSpec>;
 
@@ -359,65 +361,6 @@ impl DiskLimits {
     }
 }
 
-/// CPUs as the kernel lists them: `0-1,3`. Kept in its shortest form.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, ToSchema)]
-#[serde(transparent)]
-#[schema(value_type = String, example = "0-1")]
-pub struct CpuSet(String);
-
-impl CpuSet {
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// The numbers of its CPUs, ascending.
-    pub fn cpus(&self) -> Vec<u32> {
-        parse_cpus(&self.0).unwrap_or_default()
-    }
-}
-
-fn parse_cpus(text: &str) -> Option<Vec<u32>> {
-    let mut cpus = std::collections::BTreeSet::new();
-    for part in text.trim().split(',') {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (first, last): (u32, u32) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-        if first > last || last > 8191 {
-            return None;
-        }
-        cpus.extend(first..=last);
-    }
-    Some(cpus.into_iter().collect())
-}
-
-impl FromStr for CpuSet {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let cpus = parse_cpus(text).ok_or_else(|| format!("`{text}` is not a list of CPUs, as in 0-1,3"))?;
-        let mut ranges: Vec<(u32, u32)> = Vec::new();
-        for cpu in cpus {
-            match ranges.last_mut() {
-                Some((_, last)) if *last + 1 == cpu => *last = cpu,
-                _ => ranges.push((cpu, cpu)),
-            }
-        }
-        let parts = ranges.iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a}-{b}") });
-        Ok(CpuSet(parts.collect::<Vec<_>>().join(",")))
-    }
-}
-
-impl fmt::Display for CpuSet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for CpuSet {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-    }
-}
-
 /// An interface on a network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Nic {
@@ -469,55 +412,6 @@ impl Nic {
                 faults.invalid(format!("{field}.{rate}"), "at least 8kbit");
             }
         }
-    }
-}
-
-/// A unicast Ethernet address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ToSchema)]
-#[schema(value_type = String, example = "02:00:00:00:00:01")]
-pub struct Mac(pub [u8; 6]);
-
-impl Mac {
-    /// A locally administered address that follows from the instance and the interface.
-    pub fn derive(uid: &Uid, nic: &str) -> Self {
-        let hex = uid.derive(&format!("mac/{nic}")).hex();
-        let byte = |at: usize| u8::from_str_radix(&hex[at * 2..at * 2 + 2], 16).unwrap_or(0);
-        Mac([0x02, byte(0), byte(1), byte(2), byte(3), byte(4)])
-    }
-}
-
-impl fmt::Display for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
-
-impl FromStr for Mac {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let error = || format!("`{text}` is not a unicast Ethernet address, as in 02:00:00:00:00:01");
-        let parts: Vec<&str> = text.split(':').collect();
-        let bytes: Option<Vec<u8>> =
-            parts.iter().map(|p| (p.len() == 2).then(|| u8::from_str_radix(p, 16).ok()).flatten()).collect();
-        let bytes: [u8; 6] = bytes.and_then(|b| b.try_into().ok()).ok_or_else(error)?;
-        if bytes[0] & 1 == 1 || bytes == [0; 6] {
-            return Err(error());
-        }
-        Ok(Mac(bytes))
-    }
-}
-
-impl Serialize for Mac {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Mac {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 
@@ -877,20 +771,6 @@ mod tests {
             ]
         );
         assert!(old.changes(&old).is_empty());
-    }
-
-    #[test]
-    fn macs_and_cpusets() {
-        let uid = Uid::random();
-        let mac = Mac::derive(&uid, "eth0");
-        assert_eq!(mac.to_string().parse(), Ok(mac));
-        assert_ne!(mac, Mac::derive(&uid, "eth1"));
-        for bad in ["", "01:00:00:00:00:00", "00:00:00:00:00:00", "02:00:00:00:00", "2:0:0:0:0:0"] {
-            assert!(bad.parse::<Mac>().is_err(), "{bad}");
-        }
-        assert_eq!("3,0-1,1".parse::<CpuSet>().unwrap().as_str(), "0-1,3");
-        assert!("1-0".parse::<CpuSet>().is_err());
-        assert!("a".parse::<CpuSet>().is_err());
     }
 
     #[test]

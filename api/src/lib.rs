@@ -5,6 +5,7 @@
 //! unknown fields are refused at the edge ([`decode::strict`]) and kept in the store (the store overlays a
 //! typed value on the JSON it read).
 
+pub mod cpuset;
 pub mod decode;
 pub mod error;
 pub mod event;
@@ -12,6 +13,7 @@ pub mod host;
 pub mod image;
 pub mod instance;
 pub mod list;
+pub mod mac;
 pub mod merge;
 pub mod network;
 pub mod object;
