@@ -21,6 +21,8 @@ pub const REFUSED: Duration = Duration::from_millis(700);
 /// that all it makes goes away with that process, also when it is killed.
 pub fn isolated<F: Future<Output = ()>>(name: &str, body: impl FnOnce() -> F) {
     if std::env::var(INSIDE).is_ok_and(|inside| inside == name) {
+        // The kernel hands a new namespace the first one's settings: 1, where that forwards.
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         return runtime.unwrap().block_on(body());
     }
