@@ -14,8 +14,12 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use serde_json::json;
 
-/// Long enough for every deadline of the agent to pass, and for a chatty process to fill any pipe many times.
-const AWAY: Duration = Duration::from_secs(20);
+/// Long enough for every deadline of the agent to pass.
+const HANGING: Duration = Duration::from_secs(20);
+/// Docker may be away for longer: a chatty process fills any pipe many times.
+const AWAY: Duration = Duration::from_secs(60);
+/// Kills are this far apart within a create or a delete: they reach every step of the second that each takes.
+const STEP: Duration = Duration::from_millis(40);
 
 const CHATTY: &str = "n=0; line=$(head -c 1000 /dev/zero | tr '\\0' x); while :; do i=0; \
     while [ $i -lt 100 ]; do echo $line; i=$((i+1)); done; n=$((n+1)); echo $n >/count.new; mv /count.new /count; \
@@ -44,6 +48,7 @@ fn parts_away() {
             ("dockerd hangs", dockerd_hangs),
             ("etcd away", etcd_away),
             ("no wrapper", no_wrapper),
+            ("an object that does not decode", undecodable),
         ],
     );
 }
@@ -151,7 +156,7 @@ fn dockerd_hangs(cloud: &Cloud) {
     let agent = cloud.pid("agent");
     let open = || std::fs::read_dir(format!("/proc/{agent}/fd")).map_or(0, Iterator::count);
     let first = open();
-    counts_throughout(&[&before[0], &before[1]], AWAY);
+    counts_throughout(&[&before[0], &before[1]], HANGING);
     let last = open();
     assert!(last <= first + 8, "requests pile up: {first} open files, then {last}");
     drop(held);
@@ -213,6 +218,41 @@ fn no_wrapper(cloud: &Cloud) {
     cloud.enoki(&["delete", "instance", "wrapped"]).ok();
 }
 
+/// A stored value that this version cannot read is told, and nobody acts on it: its instance goes on.
+fn undecodable(cloud: &Cloud) {
+    let before = both(cloud);
+    let etcdctl = |what: &str| cloud.sh(&format!("set -a; . /etc/enoki/etcdctl.env; etcdctl {what}")).ok();
+    let key = "/enoki/v1/instances/default/counter";
+    etcdctl(&format!("get --print-value-only {key} >/run/enoki/kept.json"));
+    etcdctl(&format!("put {key} '{{\"spec\": 7}}'"));
+    let listed = eventually("it is told", SOON, || {
+        let out = cloud.enoki(&["get", "instances"]);
+        if out.stderr.contains("warning: instance/counter") { Ok(out.stdout) } else { Err(out.to_string()) }
+    });
+    assert!(listed.contains("chatty") && !listed.contains("counter"), "{listed}");
+    let address = "/v1/projects/default/instances/counter";
+    for (method, path, body) in [
+        ("GET", address, None),
+        ("DELETE", address, None),
+        (
+            "POST",
+            "/v1/projects/default/instances",
+            Some(json!({"name": "counter", "spec": {"image": "enoki/tiny:1"}})),
+        ),
+    ] {
+        let answer = cloud.api(method, path, body.as_ref());
+        assert_eq!((answer.status, &answer.json["code"]), (409, &json!("undecodable")), "{}", answer.body);
+    }
+    // Neither a sweep nor a new agent takes what is not named for what is to go.
+    counts_throughout(&[&before[0]], Duration::from_secs(6));
+    cloud.kill("agent", Signal::SIGKILL);
+    counts_throughout(&[&before[0]], Duration::from_secs(6));
+    etcdctl(&format!("put {key} -- </run/enoki/kept.json"));
+    cloud.sh("rm /run/enoki/kept.json").ok();
+    before.iter().for_each(|machine| machine.unchanged(cloud));
+    well(cloud, "counter");
+}
+
 /// What there is of instances on the host, in a fixed order.
 fn belongings(cloud: &Cloud) -> String {
     cloud
@@ -225,29 +265,23 @@ fn belongings(cloud: &Cloud) -> String {
 fn agent_killed_at_work(cloud: &Cloud) {
     let before = both(cloud);
     let clean = belongings(cloud);
-    let names: Vec<String> = (0..10).map(|i| format!("churn{i}")).collect();
-    let mut pause = 37;
-    let mut next = || {
-        // Spread over the second that a create takes, the same way in every run.
-        pause = pause * 211 % 997;
-        std::thread::sleep(Duration::from_millis(pause));
-    };
-    for name in &names {
-        cloud.enoki(&["run", name, "--image", "enoki/tiny:1", "--memory", "16Mi", "--cpus", "0.02"]).ok();
-        next();
+    let names: Vec<String> = (0..25).map(|i| format!("churn{i}")).collect();
+    let kill_after = |pause: Duration| {
+        std::thread::sleep(pause);
         if let Some(agent) = cloud.find("agent") {
             signal(agent, Signal::SIGKILL);
         }
+    };
+    for (name, i) in names.iter().zip(0..) {
+        cloud.enoki(&["run", name, "--image", "enoki/tiny:1", "--memory", "16Mi", "--cpus", "0.02"]).ok();
+        kill_after(STEP * i);
     }
     names.iter().for_each(|name| drop(phase(cloud, name, "running")));
     let seen = cloud.docker(&["ps", "-q", "--filter", "name=enoki.default.churn"]).ok();
     assert_eq!(seen.stdout.lines().count(), names.len(), "{seen}");
-    for name in &names {
+    for (name, i) in names.iter().zip(0..) {
         cloud.enoki(&["delete", "instance", name, "--no-wait"]).ok();
-        next();
-        if let Some(agent) = cloud.find("agent") {
-            signal(agent, Signal::SIGKILL);
-        }
+        kill_after(STEP * i);
     }
     for name in &names {
         eventually(&format!("{name} is gone"), SOON, || {

@@ -33,6 +33,7 @@ pub enum Code {
     NeedsRebuild,
     ImmutableField,
     IdempotencyMismatch,
+    Undecodable,
     RateLimited,
     Internal,
     StoreUnavailable,
@@ -54,7 +55,7 @@ impl Code {
             NotFound => 404,
             MethodNotAllowed => 405,
             AlreadyExists | StaleRevision | AddressTaken | SegmentTaken | CidrTaken | InUse | Owned
-            | Deleting | NotRunning | QuotaExceeded => 409,
+            | Deleting | NotRunning | QuotaExceeded | Undecodable => 409,
             RevisionCompacted => 410,
             TooLarge => 413,
             UnknownField
@@ -100,6 +101,7 @@ impl Code {
             NeedsRebuild => "Only a rebuild changes this",
             ImmutableField => "This cannot be changed",
             IdempotencyMismatch => "The idempotency key was used for another request",
+            Undecodable => "Stored in a form that this version cannot read",
             RateLimited => "Too many requests",
             Internal | Unknown => "Something went wrong inside",
             StoreUnavailable => "The store is away",

@@ -11,6 +11,18 @@ pub struct List<T> {
     pub revision: u64,
     #[serde(rename = "continue")]
     pub continue_: Option<String>,
+    /// What stands in the store under this kind and cannot be read by this server: nobody acts on it. On every page.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub undecodable: Vec<Undecodable>,
+}
+
+/// A stored object that does not decode.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Undecodable {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
+    pub name: String,
+    pub reason: String,
 }
 
 /// `key=value,other=value`: every pair must match an object's labels.

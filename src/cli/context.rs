@@ -80,7 +80,17 @@ impl Context {
 
     /// Prints a list that was asked for: `{"items", "revision", "continue"}`.
     pub fn show_list(&self, kind: Kind, list: &Value) -> Result<(), Failure> {
-        let items = list.get("items").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let array =
+            |field: &str| list.get(field).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        for lost in array("undecodable") {
+            let part = |field: &str| lost[field].as_str().unwrap_or_default();
+            eprintln!(
+                "warning: {kind}/{} is stored in a form that the server cannot read: {}",
+                part("name"),
+                part("reason")
+            );
+        }
+        let items = array("items");
         match self.format {
             Format::Json => output::json(list),
             Format::Yaml => output::yaml(list),

@@ -1,20 +1,20 @@
 //! The verbs of an instance: each is an edit of its spec, so it has the one path that every change has.
 
 use super::App;
-use super::answer::{self, Answer, CATCH_UP};
+use super::answer::{self, Answer};
+use super::commit::{Done, Step, commit};
 use super::edit::{self, Edit};
 use super::kinds::instance::bury;
-use super::objects::{Managed, Options, Place, TRIES, contended, finish, key, missing, place, plan};
+use super::objects::{Managed, Options, Place, finish, key, missing, place, plan};
 use super::query::{Params, if_match};
+use crate::store::Txn;
 use crate::store::keys::Key;
-use crate::store::{Outcome, Txn};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{get, post};
 use enoki_api::decode;
-use enoki_api::error::{Code, Problem};
 use enoki_api::instance::{Doomed, InstanceSpec, RunState, Tombstone, disk_uid};
 use enoki_api::object::check_image_name;
 use jiff::Timestamp;
@@ -88,48 +88,41 @@ async fn rebuild(
     let wanted: Rebuild = decode::strict(&answer::body(body).await?)?;
     check_image_name("image", &wanted.image)?;
     let at = place::<InstanceSpec>(&path);
-    for _ in 0..TRIES {
-        let snapshot = app.state.snapshot();
-        let row = snapshot.instances.at(&at).ok_or_else(|| missing::<InstanceSpec>(&snapshot, &at))?;
+    let planned = commit(&app, &at, |snapshot| {
+        let row = snapshot.instances.at(&at).ok_or_else(|| missing::<InstanceSpec>(snapshot, &at))?;
         edit::expect(row, expected)?;
         edit::refuse_owned(row)?;
         let old = &row.object;
-        if old.deleted_at.is_some() {
-            return Err(Problem::new(Code::Deleting, format!("{} is being deleted", old.key())).into());
-        }
+        edit::refuse_deleting(old)?;
         let mut new = old.clone();
         new.spec.image = wanted.image.clone();
         new.spec.rebuild_count += 1;
         new.generation += 1;
         if options.dry_run {
-            return Ok(plan(&app, &snapshot, new));
+            return Ok(Step::Nothing(plan(&app, snapshot, new)));
         }
         let spec_key = key(Key::spec("instances", Some(&at.0), &at.1))?;
-        let mut txn =
-            Txn::new().when_unchanged(spec_key.clone(), old.revision).put(spec_key, row.encode(&new));
-        if let Some(placed) = snapshot.assignments.get(&at) {
-            let tombstone = Tombstone {
-                uid: disk_uid(&old.uid, old.spec.rebuild_count),
-                what: Doomed::Disk,
-                name: format!("{}/{}", at.0, at.1),
-                host: Some(placed.assignment.host.clone()),
-                created_at: Timestamp::now(),
-                buried_at: None,
-            };
-            txn = bury(txn, &tombstone)?;
-        }
-        match app.store.txn(txn).await? {
-            Outcome::Committed { revision } => {
-                app.state.reached(revision, CATCH_UP).await;
-                let message = format!("disk {} is discarded, image {}", old.spec.rebuild_count, wanted.image);
-                app.events.note(&old.key(), Some(&old.uid), false, "rebuild", message);
-                let done = if options.wait.is_some() { StatusCode::OK } else { StatusCode::ACCEPTED };
-                return finish::<InstanceSpec>(&app, &at, &old.uid, done, options.wait).await;
-            }
-            Outcome::Conflict { revision, .. } => drop(app.state.reached(revision, CATCH_UP).await),
-        }
-    }
-    Err(contended(&at).into())
+        let txn = Txn::new().when_unchanged(spec_key.clone(), old.revision).put(spec_key, row.encode(&new));
+        let Some(placed) = snapshot.assignments.get(&at) else { return Ok(Step::Write(txn, old.clone())) };
+        let tombstone = Tombstone {
+            uid: disk_uid(&old.uid, old.spec.rebuild_count),
+            what: Doomed::Disk,
+            name: format!("{}/{}", at.0, at.1),
+            host: Some(placed.assignment.host.clone()),
+            created_at: Timestamp::now(),
+            buried_at: None,
+        };
+        Ok(Step::Write(bury(txn, &tombstone)?, old.clone()))
+    })
+    .await?;
+    let old = match planned {
+        Done::Nothing(plan) => return Ok(plan),
+        Done::Written(old) => old,
+    };
+    let message = format!("disk {} is discarded, image {}", old.spec.rebuild_count, wanted.image);
+    app.events.note(&old.key(), Some(&old.uid), false, "rebuild", message);
+    let done = if options.wait.is_some() { StatusCode::OK } else { StatusCode::ACCEPTED };
+    finish::<InstanceSpec>(&app, &at, &old.uid, done, options.wait).await
 }
 
 /// Where it could go now, and why not elsewhere: what `describe` shows.

@@ -1,11 +1,12 @@
 //! Changing an object: read, change, compare, write; what is not known here survives.
 
 use super::App;
-use super::answer::{Answer, CATCH_UP};
-use super::objects::{Managed, Options, TRIES, contended, finish, key, missing, plan};
+use super::answer::Answer;
+use super::commit::{Done, Step, commit};
+use super::objects::{Managed, Options, finish, key, missing, plan};
 use crate::state::{At, Row};
+use crate::store::Txn;
 use crate::store::keys::Key;
-use crate::store::{Outcome, Txn};
 use axum::http::StatusCode;
 use enoki_api::error::{Code, Problem};
 use enoki_api::object::{Object, Spec};
@@ -44,6 +45,14 @@ pub fn refuse_owned<S: Spec>(row: &Row<S>) -> Result<(), Problem> {
     }
 }
 
+/// What is on its way out does not change any more.
+pub fn refuse_deleting<S: Spec>(object: &Object<S>) -> Result<(), Problem> {
+    match object.deleted_at {
+        Some(_) => Err(Problem::new(Code::Deleting, format!("{} is being deleted", object.key()))),
+        None => Ok(()),
+    }
+}
+
 /// Applies `change` to the object as it is, again where somebody else was faster. An equal object writes nothing.
 pub async fn run<K: Managed>(
     app: &App,
@@ -51,42 +60,36 @@ pub async fn run<K: Managed>(
     edit: Edit,
     change: impl Fn(&Object<K>) -> Result<Object<K>, Problem>,
 ) -> Answer {
-    for _ in 0..TRIES {
-        let snapshot = app.state.snapshot();
-        let row = K::table(&snapshot).at(&at).ok_or_else(|| missing::<K>(&snapshot, &at))?;
+    let planned = commit(app, &at, |snapshot| {
+        let row = K::table(snapshot).at(&at).ok_or_else(|| missing::<K>(snapshot, &at))?;
         expect(row, edit.expected)?;
         refuse_owned(row)?;
         let old = &row.object;
-        if old.deleted_at.is_some() {
-            return Err(Problem::new(Code::Deleting, format!("{} is being deleted", old.key())).into());
-        }
+        refuse_deleting(old)?;
         let mut new = change(old)?;
         let spec_key = key(Key::spec(K::KIND.plural(), old.project.as_deref(), &at.1))?;
         let txn = Txn::new().when_unchanged(spec_key.clone(), old.revision);
-        let txn = K::update(app, &snapshot, row, &mut new, txn)?;
+        let txn = K::update(app, snapshot, row, &mut new, txn)?;
         if new.spec != old.spec {
             new.generation = old.generation + 1;
         }
         if edit.options.dry_run {
-            return Ok(plan(app, &snapshot, new));
+            return Ok(Step::Nothing(Err(plan(app, snapshot, new))));
         }
         if new == *old {
-            return finish::<K>(app, &at, &old.uid, edit.done, edit.options.wait).await;
+            return Ok(Step::Nothing(Ok(old.uid.clone())));
         }
-        match app.store.txn(txn.put(spec_key, row.encode(&new))).await? {
-            Outcome::Committed { revision } => {
-                app.state.reached(revision, CATCH_UP).await;
-                app.events.note(
-                    &old.key(),
-                    Some(&old.uid),
-                    false,
-                    "changed",
-                    format!("generation {}", new.generation),
-                );
-                return finish::<K>(app, &at, &old.uid, edit.done, edit.options.wait).await;
-            }
-            Outcome::Conflict { revision, .. } => drop(app.state.reached(revision, CATCH_UP).await),
+        Ok(Step::Write(txn.put(spec_key, row.encode(&new)), new))
+    })
+    .await?;
+    let uid = match planned {
+        Done::Nothing(Err(plan)) => return Ok(plan),
+        Done::Nothing(Ok(uid)) => uid,
+        Done::Written(new) => {
+            let message = format!("generation {}", new.generation);
+            app.events.note(&new.key(), Some(&new.uid), false, "changed", message);
+            new.uid
         }
-    }
-    Err(contended(&at).into())
+    };
+    finish::<K>(app, &at, &uid, edit.done, edit.options.wait).await
 }

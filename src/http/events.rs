@@ -28,6 +28,6 @@ async fn list(State(app): State<App>, mut params: Params) -> Answer {
     items.drain(..items.len().saturating_sub(limit));
     Ok(answer::json(
         StatusCode::OK,
-        &List { items, revision: app.state.snapshot().revision, continue_: None },
+        &List { items, revision: app.state.snapshot().revision, continue_: None, undecodable: Vec::new() },
     ))
 }

@@ -5,11 +5,14 @@ use super::answer::{self, Answer};
 use super::objects::Managed;
 use super::query::Params;
 use crate::state::At;
+use crate::state::Snapshot;
+use crate::store::keys::Key;
 use axum::http::StatusCode;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use enoki_api::error::Problem;
-use enoki_api::list::List;
+use enoki_api::list::{List, Undecodable};
+use enoki_api::object::Spec;
 
 /// One page, in order of project and name. A page is of one revision; the next may be of a newer one.
 pub fn page<K: Managed>(app: &App, project: &str, mut params: Params) -> Answer {
@@ -34,7 +37,18 @@ pub fn page<K: Managed>(app: &App, project: &str, mut params: Params) -> Answer 
     }
     let more = rows.next().is_some();
     let continue_ = last.filter(|_| more).map(|at| token(&at));
-    Ok(answer::json(StatusCode::OK, &List { items, revision: snapshot.revision, continue_ }))
+    let undecodable = undecodable::<K>(&snapshot, project);
+    Ok(answer::json(StatusCode::OK, &List { items, revision: snapshot.revision, continue_, undecodable }))
+}
+
+fn undecodable<K: Spec>(snapshot: &Snapshot, project: Option<&str>) -> Vec<Undecodable> {
+    let found = snapshot.undecodable.iter().filter_map(|(key, reason)| match Key::parse(key)? {
+        Key::Spec(object) if object.kind == K::KIND.plural() && object.project.as_deref() == project => {
+            Some(Undecodable { project: object.project, name: object.name, reason: reason.clone() })
+        }
+        _ => None,
+    });
+    found.collect()
 }
 
 fn token(at: &At) -> String {

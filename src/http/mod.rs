@@ -7,6 +7,7 @@
 mod actions;
 mod answer;
 mod audit;
+mod commit;
 mod edit;
 mod events;
 mod idempotency;

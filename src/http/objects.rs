@@ -1,13 +1,14 @@
 //! What every kind of object shares: its routes, and create, read, replace, patch and delete over one trait.
 
-use super::answer::{self, Answer, CATCH_UP};
+use super::answer::{self, Answer};
+use super::commit::{Done, Step, commit};
 use super::edit::{self, Edit};
 use super::query::{Params, Wait, if_match};
 use super::{App, list, wait, watch};
 use crate::scheduler::Verdict;
 use crate::state::{At, Row, Snapshot, Table, encode_new};
+use crate::store::Txn;
 use crate::store::keys::Key;
-use crate::store::{Outcome, Txn};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, State};
@@ -21,9 +22,6 @@ use enoki_api::object::{Draft, Faults, Object, Spec, Uid, check_labels, check_na
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::HashMap;
-
-/// Writes that lose a race are planned anew this often.
-pub const TRIES: usize = 5;
 
 /// How deleting ends.
 pub enum Deletion {
@@ -138,8 +136,26 @@ pub fn missing<K: Spec>(snapshot: &Snapshot, at: &At) -> Problem {
     if let Err(problem) = known_project::<K>(snapshot, &at.0) {
         return problem;
     }
+    if let Err(problem) = refuse_undecodable::<K>(snapshot, at) {
+        return problem;
+    }
     let project = if at.0.is_empty() { String::new() } else { format!("{}/", at.0) };
     Problem::not_found(format!("{} {project}{}", K::KIND, at.1))
+}
+
+/// What stands in the store and cannot be read is not absent.
+fn refuse_undecodable<K: Spec>(snapshot: &Snapshot, at: &At) -> Result<(), Problem> {
+    let project = Some(at.0.as_str()).filter(|project| !project.is_empty());
+    let key = key(Key::spec(K::KIND.plural(), project, &at.1))?;
+    match snapshot.undecodable.get(&key) {
+        None => Ok(()),
+        Some(why) => {
+            Err(Problem::new(Code::Undecodable, format!("{key} is in the store and cannot be read: {why}"))
+                .hint(
+                    "a newer version may have written it: upgrade this server; nobody acts on it meanwhile",
+                ))
+        }
+    }
 }
 
 /// An object as users see it.
@@ -232,41 +248,38 @@ async fn make<K: Managed>(
     if let Some(uid) = &retry_of {
         wanted.uid = uid.clone();
     }
-    for _ in 0..TRIES {
-        let snapshot = app.state.snapshot();
-        known_project::<K>(&snapshot, &at.0)?;
-        if let Some(row) = K::table(&snapshot).at(&at) {
+    let planned = commit(app, &at, |snapshot| {
+        known_project::<K>(snapshot, &at.0)?;
+        if let Some(row) = K::table(snapshot).at(&at) {
             if retry_of.as_ref() == Some(&row.object.uid) {
-                return finish::<K>(app, &at, &row.object.uid, StatusCode::CREATED, options.wait).await;
+                return Ok(Step::Nothing(Ok(row.object.uid.clone())));
             }
-            return Err(taken(&row.object).into());
+            return Err(taken(&row.object));
         }
+        refuse_undecodable::<K>(snapshot, &at)?;
         let mut object = wanted.clone();
         let mut txn = Txn::new();
         if let Some(project) = project {
             txn = txn.when_present(key(Key::spec("projects", None, project))?);
         }
         let spec_key = key(Key::spec(K::KIND.plural(), project, &at.1))?;
-        txn = K::create(app, &snapshot, &mut object, txn.when_absent(spec_key.clone()))?;
+        txn = K::create(app, snapshot, &mut object, txn.when_absent(spec_key.clone()))?;
         if options.dry_run {
-            return Ok(plan(app, &snapshot, object));
+            return Ok(Step::Nothing(Err(plan(app, snapshot, object))));
         }
-        match app.store.txn(txn.put(spec_key, encode_new(&object))).await? {
-            Outcome::Committed { revision } => {
-                app.state.reached(revision, CATCH_UP).await;
-                app.events.note(
-                    &object.key(),
-                    Some(&object.uid),
-                    false,
-                    "created",
-                    format!("generation {}", object.generation),
-                );
-                return finish::<K>(app, &at, &object.uid, StatusCode::CREATED, options.wait).await;
-            }
-            Outcome::Conflict { revision, .. } => drop(app.state.reached(revision, CATCH_UP).await),
+        Ok(Step::Write(txn.put(spec_key, encode_new(&object)), object))
+    })
+    .await?;
+    let uid = match planned {
+        Done::Nothing(Err(plan)) => return Ok(plan),
+        Done::Nothing(Ok(uid)) => uid,
+        Done::Written(object) => {
+            let message = format!("generation {}", object.generation);
+            app.events.note(&object.key(), Some(&object.uid), false, "created", message);
+            object.uid
         }
-    }
-    Err(contended(&at).into())
+    };
+    finish::<K>(app, &at, &uid, StatusCode::CREATED, options.wait).await
 }
 
 /// The same key on the same place is the same object.
@@ -283,12 +296,6 @@ fn taken<K: Spec>(object: &Object<K>) -> Problem {
             .hint("try again when it is gone");
     }
     Problem::new(Code::AlreadyExists, format!("{} exists", object.key())).holder(object.uid.to_string())
-}
-
-/// Somebody else was faster every time.
-pub fn contended(at: &At) -> Problem {
-    Problem::new(Code::StaleRevision, format!("{}/{} is being changed by others all the time", at.0, at.1))
-        .hint("try again")
 }
 
 /// Keys are made of names that were checked, so this does not fail for what a user can send.
@@ -396,43 +403,43 @@ async fn delete<K: Managed>(
     let options = Options::take(params)?;
     let at = place::<K>(&path);
     let expected = if_match(&headers)?;
-    for _ in 0..TRIES {
-        let snapshot = app.state.snapshot();
-        let row = K::table(&snapshot).at(&at).ok_or_else(|| missing::<K>(&snapshot, &at))?;
+    let planned = commit(&app, &at, |snapshot| {
+        let row = K::table(snapshot).at(&at).ok_or_else(|| missing::<K>(snapshot, &at))?;
         edit::expect(row, expected)?;
         edit::refuse_owned(row)?;
         let object = &row.object;
         if object.deleted_at.is_some() {
-            return finish::<K>(&app, &at, &object.uid, StatusCode::ACCEPTED, options.wait).await;
+            return Ok(Step::Nothing(Ok(object.uid.clone())));
         }
-        let project = object.project.as_deref();
-        let spec_key = key(Key::spec(K::KIND.plural(), project, &at.1))?;
+        let spec_key = key(Key::spec(K::KIND.plural(), object.project.as_deref(), &at.1))?;
         let txn = Txn::new().when_unchanged(spec_key.clone(), object.revision);
-        let (txn, deletion) = K::delete(&app, &snapshot, row, txn)?;
+        let (txn, deletion) = K::delete(&app, snapshot, row, txn)?;
         let mut marked = object.clone();
         marked.deleted_at = Some(Timestamp::now());
         if options.dry_run {
-            return Ok(plan(&app, &snapshot, marked));
+            return Ok(Step::Nothing(Err(plan(&app, snapshot, marked))));
         }
         let txn = match deletion {
             Deletion::Done => txn.delete(spec_key),
             Deletion::Marked => txn.put(spec_key, row.encode(&marked)),
         };
-        match app.store.txn(txn).await? {
-            Outcome::Committed { revision } => {
-                app.state.reached(revision, CATCH_UP).await;
-                app.events.note(&object.key(), Some(&object.uid), false, "deleting", "");
-                K::deleted(&app, object);
-                let now = app.state.snapshot();
-                return match K::table(&now).at(&at).filter(|now| now.object.uid == object.uid) {
-                    Some(_) => finish::<K>(&app, &at, &object.uid, StatusCode::ACCEPTED, options.wait).await,
-                    // Gone at once: what was waited for has come.
-                    None if options.wait.is_some() => Ok(answer::object(StatusCode::OK, &marked)),
-                    None => Ok(answer::object(StatusCode::ACCEPTED, &marked)),
-                };
-            }
-            Outcome::Conflict { revision, .. } => drop(app.state.reached(revision, CATCH_UP).await),
+        Ok(Step::Write(txn, marked))
+    })
+    .await?;
+    let marked = match planned {
+        Done::Nothing(Err(plan)) => return Ok(plan),
+        Done::Nothing(Ok(uid)) => {
+            return finish::<K>(&app, &at, &uid, StatusCode::ACCEPTED, options.wait).await;
         }
+        Done::Written(marked) => marked,
+    };
+    app.events.note(&marked.key(), Some(&marked.uid), false, "deleting", "");
+    K::deleted(&app, &marked);
+    let still_there = K::table(&app.state.snapshot()).at(&at).is_some_and(|now| now.object.uid == marked.uid);
+    match options.wait {
+        wait if still_there => finish::<K>(&app, &at, &marked.uid, StatusCode::ACCEPTED, wait).await,
+        // Gone at once: what was waited for has come.
+        Some(_) => Ok(answer::object(StatusCode::OK, &marked)),
+        None => Ok(answer::object(StatusCode::ACCEPTED, &marked)),
     }
-    Err(contended(&at).into())
 }

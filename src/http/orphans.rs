@@ -1,13 +1,14 @@
 //! Orphans: what runs (or lies) on a host and no object names. Listed, and taken back by one command.
 
 use super::App;
-use super::answer::{self, Answer, CATCH_UP};
+use super::answer::{self, Answer};
+use super::commit::{Step, commit};
 use super::kinds::network::{guarded, overlapping};
 use super::objects::key;
 use super::query::Params;
 use crate::state::{Snapshot, encode_new};
+use crate::store::Txn;
 use crate::store::keys::Key;
-use crate::store::{Outcome, Txn};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, State};
@@ -48,7 +49,7 @@ async fn list(State(app): State<App>, Path(host): Path<String>, params: Params) 
     }
     Ok(answer::json(
         StatusCode::OK,
-        &List { items, revision: app.state.snapshot().revision, continue_: None },
+        &List { items, revision: app.state.snapshot().revision, continue_: None, undecodable: Vec::new() },
     ))
 }
 
@@ -85,25 +86,11 @@ async fn take_back(app: &App, host: &str, orphan: &Orphan) -> Result<(), Problem
         Problem::invalid_field("uids", "the host has no record of it, only a container")
             .hint("copy its data out, then remove it with docker")
     })?;
-    for _ in 0..super::objects::TRIES {
-        let snapshot = app.state.snapshot();
-        let txn = restored(&snapshot, host, order)?;
-        match app.store.txn(txn).await.map_err(|error| answer::from_store(&error))? {
-            Outcome::Committed { revision } => {
-                app.state.reached(revision, CATCH_UP).await;
-                app.events.note(
-                    &order.instance.key(),
-                    Some(&order.instance.uid),
-                    false,
-                    "adopted",
-                    format!("from host {host}"),
-                );
-                return Ok(());
-            }
-            Outcome::Conflict { revision, .. } => drop(app.state.reached(revision, CATCH_UP).await),
-        }
-    }
-    Err(super::objects::contended(&(orphan.project.clone(), orphan.name.clone())))
+    let at = (orphan.project.clone(), orphan.name.clone());
+    commit(app, &at, |snapshot| Ok(Step::<(), ()>::Write(restored(snapshot, host, order)?, ()))).await?;
+    let instance = &order.instance;
+    app.events.note(&instance.key(), Some(&instance.uid), false, "adopted", format!("from host {host}"));
+    Ok(())
 }
 
 /// PURE: the transaction that brings an order's instance back, with the project, networks and volumes it needs.

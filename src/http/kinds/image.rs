@@ -1,13 +1,14 @@
 //! Images: made by importing bytes, never by writing a spec.
 
 use crate::http::App;
-use crate::http::answer::{self, Answer, CATCH_UP};
-use crate::http::objects::{Deletion, Managed, Place, TRIES, contended, finish, key, missing, place};
+use crate::http::answer::Answer;
+use crate::http::commit::{Done, Step, commit};
+use crate::http::objects::{Deletion, Managed, Place, finish, key, missing, place};
 use crate::http::query::Params;
 use crate::image::{Error, Imported};
 use crate::state::{At, Row, Snapshot, Table, encode_new};
+use crate::store::Txn;
 use crate::store::keys::Key;
-use crate::store::{Outcome, Txn};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
@@ -118,35 +119,31 @@ async fn receive(app: &App, body: Body) -> Result<Imported, Problem> {
 }
 
 async fn store(app: &App, at: &At, spec: ImageSpec) -> Answer {
-    for _ in 0..TRIES {
-        let snapshot = app.state.snapshot();
-        let spec_key = key(Key::spec("images", Some(&at.0), &at.1))?;
-        let project_key = key(Key::spec("projects", None, &at.0))?;
-        let (uid, status, txn) = match snapshot.images.at(at) {
-            Some(row) if row.object.spec == spec => {
-                return finish::<ImageSpec>(app, at, &row.object.uid, StatusCode::OK, None).await;
-            }
+    let spec_key = key(Key::spec("images", Some(&at.0), &at.1))?;
+    let project_key = key(Key::spec("projects", None, &at.0))?;
+    let planned = commit(app, at, |snapshot| {
+        Ok(match snapshot.images.at(at) {
+            Some(row) if row.object.spec == spec => Step::Nothing(row.object.uid.clone()),
             Some(row) => {
                 let mut new = row.object.clone();
                 new.spec = spec.clone();
                 new.generation += 1;
                 let txn = Txn::new().when_unchanged(spec_key.clone(), row.object.revision);
-                (new.uid.clone(), StatusCode::OK, txn.put(spec_key, row.encode(&new)))
+                Step::Write(txn.put(spec_key.clone(), row.encode(&new)), (new.uid.clone(), StatusCode::OK))
             }
             None => {
                 let image =
                     Object::new(Some(&at.0), &at.1, Default::default(), spec.clone(), Timestamp::now());
-                let txn = Txn::new().when_present(project_key).when_absent(spec_key.clone());
-                (image.uid.clone(), StatusCode::CREATED, txn.put(spec_key, encode_new(&image)))
+                let txn = Txn::new().when_present(project_key.clone()).when_absent(spec_key.clone());
+                let txn = txn.put(spec_key.clone(), encode_new(&image));
+                Step::Write(txn, (image.uid.clone(), StatusCode::CREATED))
             }
-        };
-        match app.store.txn(txn).await? {
-            Outcome::Committed { revision } => {
-                app.state.reached(revision, CATCH_UP).await;
-                return finish::<ImageSpec>(app, at, &uid, status, None).await;
-            }
-            Outcome::Conflict { revision, .. } => drop(app.state.reached(revision, answer::CATCH_UP).await),
-        }
-    }
-    Err(contended(at).into())
+        })
+    })
+    .await?;
+    let (uid, status) = match planned {
+        Done::Nothing(uid) => (uid, StatusCode::OK),
+        Done::Written(written) => written,
+    };
+    finish::<ImageSpec>(app, at, &uid, status, None).await
 }
