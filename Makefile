@@ -72,8 +72,7 @@ deny:
 # nextest's closing lines come last, so doc tests run before it. A test that was killed leaves its namespaces and
 # folders behind: they are swept here without a word, and its failure stays a failure.
 unit: helpers
-	@$(CARGO) nextest --version >/dev/null 2>&1 || { \
-		echo "cargo-nextest is missing: cargo install cargo-nextest --locked"; exit 1; }
+	@$(CARGO) nextest --version >/dev/null 2>&1 || $(CARGO) install cargo-nextest --locked
 	$(CARGO) test --workspace --locked --doc --quiet
 	ENOKI_TEST_HELPERS=$(HELPERS) $(CARGO) nextest run --workspace --locked || { \
 		status=$$?; $(MAKE) sweep >/dev/null 2>&1 || true; exit $$status; }
