@@ -16,14 +16,15 @@ pub const COUNTER: &str = "n=$(cat /count 2>/dev/null || echo 0); \
     while :; do n=$((n+1)); echo $n >/count.new; mv /count.new /count; sleep 0.2; done";
 
 /// A name and what to do.
-pub type Step = (&'static str, fn(&Cloud));
+pub type Step<T> = (&'static str, fn(&T));
 
-/// Runs one step after the other on one cloud and fails in the end if one has: the later ones tell something as well.
-pub fn steps(cloud: &Cloud, steps: &[Step]) {
+/// Runs one step after the other on one cloud or lab and fails in the end if one has: the later ones tell something as
+/// well.
+pub fn steps<T>(subject: &T, steps: &[Step<T>]) {
     let mut failed = Vec::new();
     for (name, step) in steps {
         let began = Instant::now();
-        let result = catch_unwind(AssertUnwindSafe(|| step(cloud)));
+        let result = catch_unwind(AssertUnwindSafe(|| step(subject)));
         let word = if result.is_ok() { "ok" } else { "FAILED" };
         eprintln!("step {name}: {word} ({:.1?})", began.elapsed());
         if result.is_err() {

@@ -105,6 +105,11 @@ impl Cloud {
         self.space.run(arguments, b"", COMMAND)
     }
 
+    /// Runs a program inside that may take longer.
+    pub fn run_for(&self, arguments: &[&str], timeout: Duration) -> Output {
+        self.space.run(arguments, b"", timeout)
+    }
+
     /// Runs a shell script inside.
     pub fn sh(&self, script: &str) -> Output {
         self.run(&["sh", "-euc", script])
@@ -146,6 +151,21 @@ impl Cloud {
             Ok(response) => response,
             Err(error) => panic!("{method} {path}: {error}{}", self.logs()),
         }
+    }
+
+    /// The process whose namespaces these are.
+    pub fn sleeper(&self) -> i32 {
+        self.space.sleeper
+    }
+
+    /// Writes a file inside.
+    ///
+    /// # Panics
+    /// When it can't be written.
+    #[track_caller]
+    pub fn write(&self, inside: &str, text: &str) {
+        let path = self.path(inside);
+        fs::write(&path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     }
 
     /// The path on this side of what is `path` inside.

@@ -152,9 +152,14 @@ impl Space {
             .env("PATH", PATH)
             .env("HOME", "/root")
             .current_dir("/");
-        for name in
-            ["DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "CONTAINERD_ADDRESS", "ETCDCTL_ENDPOINTS"]
-        {
+        for name in [
+            "DOCKER_HOST",
+            "DOCKER_CONTEXT",
+            "DOCKER_CONFIG",
+            "CONTAINERD_ADDRESS",
+            "ETCDCTL_ENDPOINTS",
+            "XDG_CONFIG_HOME",
+        ] {
             command.env_remove(name);
         }
         for (name, _) in std::env::vars_os() {

@@ -22,7 +22,7 @@ done
 
 # Real folders on the real disk, empty at first: Docker can't put its layers on an overlay.
 for folder in run var/lib/enoki var/lib/docker var/lib/containerd etc/enoki etc/docker etc/containerd usr/local/lib/enoki \
-	var/log/enoki; do
+	var/log/enoki root; do
 	mkdir -p "$root/disk/$folder" "/$folder"
 	mount --bind "$root/disk/$folder" "/$folder"
 done
