@@ -5,13 +5,14 @@
 //! because a misspelt limit that is silently ignored is found only on the day it is needed.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use enoki_api::endpoint::{Authority, PORT};
 use enoki_api::quantity::{Bytes, MilliCpu};
 use ipnet::Ipv4Net;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 /// Every place on the machine that Enoki uses. They are part of the contract and not configurable: tests get their
 /// isolation from a mount namespace, and an operator finds the same file on every machine.
@@ -24,6 +25,8 @@ pub mod paths {
     pub const SEAL_KEY: &str = "/etc/enoki/seal.key";
     /// The built-in CA and what it signed.
     pub const PKI: &str = "/etc/enoki/pki";
+    /// What a host that joined by TLS shows and trusts: `host.pem`, `ca.crt`.
+    pub const HOST_PKI: &str = "/etc/enoki/host";
     /// Sourced by a root shell, it makes plain `etcdctl` work.
     pub const ETCDCTL_ENV: &str = "/etc/enoki/etcdctl.env";
 
@@ -105,6 +108,12 @@ pub struct ServerConfig {
     pub api_socket: PathBuf,
     /// Where this machine's own agent dials in; root only. Default: /run/enoki/agent.sock.
     pub agent_socket: PathBuf,
+    /// Where the API and the agents of other machines come in, over TLS: an address and a port. Default: nowhere on a
+    /// one-machine cloud, else 0.0.0.0:7443.
+    pub listen: Option<SocketAddr>,
+    /// How others reach this server, the best first: DNS names or addresses, each with a port where it is not that of
+    /// `listen`. They stand in its certificate, and agents are sent to the first. Default: the host's name.
+    pub advertise: Vec<String>,
     pub etcd: EtcdConfig,
 }
 
@@ -130,6 +139,8 @@ impl Default for ServerConfig {
             key_file: paths::SEAL_KEY.into(),
             api_socket: paths::API_SOCKET.into(),
             agent_socket: paths::AGENT_SOCKET.into(),
+            listen: None,
+            advertise: Vec::new(),
             etcd: EtcdConfig::default(),
         }
     }
@@ -159,6 +170,20 @@ impl ServerConfig {
         Ok(config)
     }
 
+    /// Where to listen on TLS. None: nowhere.
+    pub fn listen(&self) -> Option<SocketAddr> {
+        let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT));
+        self.listen.or((!self.one_machine).then_some(everywhere))
+    }
+
+    /// How others reach this server on TLS, the best first.
+    pub fn reached_at(&self) -> Vec<Authority> {
+        let port = self.listen().map_or(PORT, |listen| listen.port());
+        let own = [self.name.clone()];
+        let names = if self.advertise.is_empty() { &own[..] } else { &self.advertise };
+        names.iter().filter_map(|name| Authority::with_port(name, port).ok()).collect()
+    }
+
     /// Whether the etcd belongs to this machine's `enoki up`.
     pub fn runs_own_etcd(&self) -> bool {
         self.one_machine && self.etcd.endpoints == [paths::ETCD_ENDPOINT]
@@ -185,6 +210,9 @@ impl ServerConfig {
                 "pool",
                 format!("{} has host bits set; write {}", self.pool, self.pool.trunc()),
             ));
+        }
+        for name in &self.advertise {
+            Authority::with_port(name, PORT).map_err(|fault| Fault::new("advertise", fault))?;
         }
         if self.etcd.endpoints.is_empty() {
             return Err(Fault::new("endpoints", "is empty; name at least one, or leave the line out"));
@@ -214,7 +242,7 @@ impl ServerConfig {
 }
 
 /// `/etc/enoki/agent.toml`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AgentConfig {
     /// This host's name in the cloud: 1-63 of a-z, 0-9 and '-', starting and ending with a letter or digit.
@@ -222,8 +250,9 @@ pub struct AgentConfig {
     pub host: String,
     /// What `--require k=v` and `--avoid k=v` are matched against. Default: none.
     pub labels: BTreeMap<String, String>,
-    /// Where the server listens for agents. Default: unix:/run/enoki/agent.sock.
-    pub server: String,
+    /// Where servers listen for agents: `unix:/PATH` on this machine, `https://HOST:7443` on others, any number of them.
+    /// Default: unix:/run/enoki/agent.sock.
+    pub servers: Vec<String>,
     /// Docker's API. Default: unix:///var/run/docker.sock.
     pub docker: String,
     /// Kept back from instances for the machine itself. Default: nothing but what the agent itself keeps back.
@@ -231,12 +260,14 @@ pub struct AgentConfig {
 }
 
 /// `[reserve]` of agent.toml; `None` leaves the choice to the agent.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Reserve {
     /// As in a manifest: "2Gi".
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<Bytes>,
     /// As in a manifest: "0.5".
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cpus: Option<MilliCpu>,
 }
 
@@ -245,7 +276,7 @@ impl Default for AgentConfig {
         Self {
             host: host_name_from(&hostname()),
             labels: BTreeMap::new(),
-            server: format!("unix:{}", paths::AGENT_SOCKET),
+            servers: vec![format!("unix:{}", paths::AGENT_SOCKET)],
             docker: format!("unix://{}", paths::DOCKER_SOCKET),
             reserve: Reserve::default(),
         }
@@ -264,6 +295,15 @@ impl AgentConfig {
         Ok(config)
     }
 
+    /// Writes `/etc/enoki/agent.toml` anew, checked. Comments in an old one are lost.
+    pub fn save(&self) -> anyhow::Result<()> {
+        let path = Path::new(paths::AGENT_TOML);
+        let text = toml::to_string(self)?;
+        self.check().map_err(|fault| fault.at(path, &text))?;
+        std::fs::create_dir_all(paths::ETC)?;
+        Ok(write_atomic(path, text.as_bytes(), 0o644)?)
+    }
+
     fn check(&self) -> Result<(), Fault> {
         if host_name_from(&self.host) != self.host {
             return Err(Fault::new(
@@ -274,8 +314,18 @@ impl AgentConfig {
                 ),
             ));
         }
-        if !self.server.starts_with("unix:/") {
-            return Err(Fault::new("server", format!("{:?} must be unix:/PATH", self.server)));
+        if self.servers.is_empty() {
+            return Err(Fault::new("servers", "is empty; name at least one, or leave the line out"));
+        }
+        for server in &self.servers {
+            let known = server.starts_with("unix:/")
+                || (server.starts_with("https://") && Authority::parse(server).is_ok());
+            if !known {
+                return Err(Fault::new(
+                    "servers",
+                    format!("{server:?} must be unix:/PATH or https://HOST:PORT"),
+                ));
+            }
         }
         if !self.docker.starts_with("unix:///") {
             return Err(Fault::new(
@@ -411,7 +461,7 @@ mod tests {
         assert_eq!(missing.pool.to_string(), "198.19.0.0/16");
         assert_eq!(missing.cpu_overcommit, 4.0);
         assert_eq!(missing.etcd.cert, Path::new("/etc/enoki/pki/server-client.crt"));
-        assert_eq!(agent("").unwrap().server, "unix:/run/enoki/agent.sock");
+        assert_eq!(agent("").unwrap().servers, ["unix:/run/enoki/agent.sock"]);
     }
 
     #[test]

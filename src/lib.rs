@@ -11,6 +11,7 @@ pub mod dispatch;
 pub mod host;
 pub mod http;
 pub mod image;
+pub mod listen;
 pub mod scheduler;
 pub mod server;
 pub mod state;

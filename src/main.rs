@@ -19,9 +19,18 @@ enum Machine {
     /// Runs the control plane in the foreground
     Server,
     /// Runs this host's agent in the foreground
-    Agent,
+    #[command(args_conflicts_with_subcommands = true)]
+    Agent {
+        #[command(subcommand)]
+        command: Option<AgentCommand>,
+    },
     #[command(hide = true)]
     Supervise(up::SuperviseArgs),
+}
+
+#[derive(Subcommand)]
+enum AgentCommand {
+    Join(host::JoinArgs),
 }
 
 fn main() -> ExitCode {
@@ -56,7 +65,10 @@ async fn run(machine: Machine) -> ExitCode {
         Machine::Down(args) => up::down(args).await,
         Machine::Supervise(args) => up::supervise(args).await,
         Machine::Server => daemon(async |stop| server::run(ServerConfig::load()?, stop).await).await,
-        Machine::Agent => daemon(async |stop| host::run(AgentConfig::load()?, stop).await).await,
+        Machine::Agent { command: Some(AgentCommand::Join(args)) } => host::join(args).await,
+        Machine::Agent { command: None } => {
+            daemon(async |stop| host::run(AgentConfig::load()?, stop).await).await
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

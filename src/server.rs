@@ -1,26 +1,29 @@
 //! `enoki server`: the control plane's parts, put together and run until told to stop.
 
+use crate::auth::audit::Audit;
+use crate::auth::ca::Pki;
 use crate::auth::seal::Sealer;
 use crate::config::{ServerConfig, paths};
 use crate::controller;
 use crate::dispatch::{self, Broker, Dispatch, Events, Live};
-use crate::http::{self, App, Audit, Peer, with_default_network};
+use crate::http::{self, App, with_default_network};
 use crate::image::Archives;
+use crate::listen::{self, Serving, TlsListener, serve};
 use crate::scheduler::Policy;
-use crate::state::{self, State, encode_new};
+use crate::state::{self, Leader, State, encode_new};
 use crate::store::etcd::{Config, Etcd, Tls};
 use crate::store::keys::Key;
 use crate::store::{Outcome, Store, Txn};
-use anyhow::{Context, bail};
-use axum::Router;
+use anyhow::Context;
 use enoki_api::object::Object;
 use enoki_api::project::{DEFAULT, ProjectSpec};
+use enoki_api::tls::Fingerprint;
 use jiff::Timestamp;
-use std::os::unix::fs::PermissionsExt;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
 /// Each call to the store.
@@ -31,6 +34,7 @@ const DRAIN: Duration = Duration::from_secs(3);
 /// Runs the server until `stop`. It serves reads as soon as the store was read once, and writes while the store
 /// answers; it never needs the store to stay up.
 pub async fn run(config: ServerConfig, stop: CancellationToken) -> anyhow::Result<()> {
+    let pki = Pki::new(paths::PKI);
     let sealer = Arc::new(Sealer::load_or_create(&config.key_file).context("the key that seals secrets")?);
     let store: Arc<dyn Store> = Arc::new(connect(&config).await?);
     std::fs::create_dir_all(paths::STATE).with_context(|| paths::STATE)?;
@@ -50,29 +54,54 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> anyhow::Resul
         archives.clone(),
         policy,
         config.pool,
-        audit,
+        audit.clone(),
+        Fingerprint::of(&CertificateDer::from_pem_file(pki.ca()).context("the CA's certificate")?),
     );
     let agents = dispatch::router(Dispatch {
         state: state.clone(),
+        store: store.clone(),
         live: live.clone(),
         broker,
         events: events.clone(),
         sealer,
         archives,
+        audit,
+        pki: pki.clone(),
     });
-    let api_socket = listen(&config.api_socket, 0o660)?;
-    let agent_socket = listen(&config.agent_socket, 0o600)?;
+    let api = http::router(app);
+    let api_socket = listen::unix(&config.api_socket, 0o660)?;
+    let agent_socket = listen::unix(&config.agent_socket, 0o600)?;
+    let (reached_at, tls) = match config.listen() {
+        None => (None, None),
+        Some(address) => {
+            let reached_at = config.reached_at();
+            let mut names: Vec<String> = reached_at.iter().map(|at| at.host().to_owned()).collect();
+            names.extend(["localhost", "127.0.0.1"].map(str::to_owned));
+            let serving = Serving::new(pki, &config.name, names).context("the server's certificate")?;
+            let listener = TlsListener::bind(address, serving.clone()).await.context("listen")?;
+            (reached_at.first().map(ToString::to_string), Some((listener, serving)))
+        }
+    };
+    let me = Leader { name: config.name.clone(), address: reached_at };
     let context = controller::Context { store: store.clone(), state: state.clone(), live, events, policy };
 
     let parts = async {
         let feed = state::feed(state.clone(), store.clone(), stop.clone());
         let bootstrap = bootstrap(&state, &*store, config.pool, &stop);
-        let lead = controller::run(context, config.name.clone(), stop.clone());
+        let lead = controller::run(context, me, stop.clone());
         // The first part that fails ends the server; the supervisor starts it afresh.
         tokio::try_join!(
             async { feed.await.context("the store") },
-            async { serve(api_socket, http::router(app), stop.clone()).await.context("the API") },
-            async { serve(agent_socket, agents, stop.clone()).await.context("the agents' socket") },
+            async { serve(api_socket, api.clone(), stop.clone()).await.context("the API") },
+            async { serve(agent_socket, agents.clone(), stop.clone()).await.context("the agents' socket") },
+            async {
+                let Some((listener, serving)) = tls else { return Ok(()) };
+                let (served, ()) = tokio::join!(
+                    serve(listener, api.clone().merge(agents.clone()), stop.clone()),
+                    serving.tend(&stop),
+                );
+                served.context("the API on TLS")
+            },
             async {
                 bootstrap.await;
                 Ok(())
@@ -101,30 +130,6 @@ async fn connect(config: &ServerConfig) -> anyhow::Result<Etcd> {
         Tls { ca: read(&config.etcd.ca)?, cert: read(&config.etcd.cert)?, key: read(&config.etcd.key)? };
     let config = Config { tls: Some(tls), endpoints: config.etcd.endpoints.clone(), deadline: STORE };
     Etcd::new(config).await.context("etcd")
-}
-
-/// A socket that a dead predecessor may have left; a living one is not pushed aside.
-fn listen(path: &Path, mode: u32) -> anyhow::Result<UnixListener> {
-    let shown = path.display();
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    }
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        bail!("another server listens on {shown}");
-    }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => bail!("{shown}: {error}"),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).with_context(|| shown.to_string())?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
-        .with_context(|| shown.to_string())?;
-    Ok(listener)
-}
-
-async fn serve(listener: UnixListener, router: Router, stop: CancellationToken) -> std::io::Result<()> {
-    let service = router.into_make_service_with_connect_info::<Peer>();
-    axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
 /// A new store gets the default project and its network, whichever server comes first.

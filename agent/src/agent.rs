@@ -3,6 +3,7 @@
 //! It is the only starter of instances, from its ledger, with or without a server. When it stops or dies, nothing of
 //! the instances is touched; the next one looks at what is there and goes on.
 
+use crate::credentials::{self, HostPki};
 use crate::instance::Host;
 use crate::instance::fleet::Fleet;
 use crate::instance::linux::Linux;
@@ -13,7 +14,7 @@ use crate::runtime::Runtime;
 use crate::runtime::docker::{Deadlines, Docker, SOCKET};
 use crate::session::Session;
 use crate::session::outbox::Outbox;
-use crate::session::socket::{AGENT_SOCKET, Dialer};
+use crate::session::socket::Dialer;
 use crate::streams::Streams;
 use anyhow::Context;
 use enoki_api::host::{Capacity, HostPhase};
@@ -26,8 +27,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+/// Where the server of a one-machine cloud listens for its agent.
+pub const AGENT_SOCKET: &str = "/run/enoki/agent.sock";
+/// There while the agent has a session, and then holds the name of its server: what `enoki up` waits for.
+pub const SESSION: &str = "/run/enoki/agent.session";
 /// Where this host's identity stands.
-const IDENTITY: &str = "/var/lib/enoki/agent/uid";
+pub const IDENTITY: &str = "/var/lib/enoki/agent/uid";
 /// How often Docker is asked how it is.
 const HEALTH: Duration = Duration::from_secs(2);
 /// How often links of the host itself are put back when somebody took them away.
@@ -41,14 +46,17 @@ pub struct AgentConfig {
     /// This host's name.
     pub host: String,
     pub labels: Labels,
-    /// The server's socket for agents.
-    pub socket: PathBuf,
+    /// Where servers listen for agents: `unix:/PATH` or `https://HOST:PORT`. At least one.
+    pub servers: Vec<String>,
+    pub pki: HostPki,
     /// Docker's socket.
     pub docker: PathBuf,
     /// Kept back from instances for the host itself.
     pub reserve: Capacity,
     pub ledger: PathBuf,
     pub identity: PathBuf,
+    /// See [`SESSION`].
+    pub session: PathBuf,
 }
 
 impl AgentConfig {
@@ -57,11 +65,13 @@ impl AgentConfig {
         AgentConfig {
             host: host.to_owned(),
             labels: Labels::new(),
-            socket: AGENT_SOCKET.into(),
+            servers: vec![format!("unix:{AGENT_SOCKET}")],
+            pki: HostPki::default(),
             docker: SOCKET.into(),
             reserve: Capacity::default(),
             ledger: ledger::FOLDER.into(),
             identity: IDENTITY.into(),
+            session: SESSION.into(),
         }
     }
 }
@@ -102,7 +112,7 @@ pub async fn run_with(config: AgentConfig, parts: Parts, stop: CancellationToken
     let first = parts.runtime.health().await;
     let (docker_is, docker) = watch::channel(first.phase == HostPhase::Ready);
     outbox.set_health(first);
-    let dialer = Dialer::new(config.socket);
+    let dialer = Dialer::new(config.servers, config.pki.clone());
     let host = Arc::new(Host::new(
         parts.runtime.clone(),
         parts.machine.clone(),
@@ -126,9 +136,10 @@ pub async fn run_with(config: AgentConfig, parts: Parts, stop: CancellationToken
             health: Health::default(),
         },
         streams: Streams::new(dialer.clone(), fleet.clone(), stop.clone()),
-        dialer,
+        dialer: dialer.clone(),
         fleet: fleet.clone(),
         outbox: outbox.clone(),
+        mark: config.session,
         stop: stop.clone(),
     };
     // None of these ends before `stop`. A fault in one ends the agent, whose supervisor starts it anew; the
@@ -136,6 +147,7 @@ pub async fn run_with(config: AgentConfig, parts: Parts, stop: CancellationToken
     let work = async {
         tokio::join!(
             session.run(),
+            credentials::tend(&config.pki, &dialer, &stop),
             fleet.run(),
             watch_health(parts.runtime.as_ref(), &outbox, docker_is, &stop),
             tend(parts.machine.as_ref(), &fleet, &stop),
@@ -153,7 +165,7 @@ pub async fn run_with(config: AgentConfig, parts: Parts, stop: CancellationToken
 }
 
 /// Made at the first start; a new machine of the same name is another host.
-fn identity(path: &Path) -> anyhow::Result<Uid> {
+pub fn identity(path: &Path) -> anyhow::Result<Uid> {
     match std::fs::read_to_string(path) {
         Ok(text) => Uid::parse(text.trim()).with_context(|| {
             format!("{} holds no host identity; restore it, or remove it to be a new host", path.display())

@@ -3,6 +3,7 @@
 //! The agent never links the control plane or etcd. ARCHITECTURE.md draws the system.
 
 pub mod agent;
+pub mod credentials;
 pub mod disk;
 pub mod image;
 pub mod instance;

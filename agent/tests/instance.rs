@@ -80,7 +80,7 @@ impl Life {
         let outbox = Outbox::default();
         let (up, docker) = watch::channel(true);
         let ledger = Arc::new(Ledger::load(&site.ledger()).unwrap());
-        let archives: Arc<dyn Archives> = Arc::new(Dialer::new("/nowhere"));
+        let archives: Arc<dyn Archives> = Arc::new(Dialer::unix("/nowhere"));
         let host = Arc::new(Host::new(runtime, machine, archives, ledger, outbox.clone(), docker));
         let fleet = Fleet::new(host, "node1", CancellationToken::new());
         let running = fleet.clone();
@@ -508,9 +508,10 @@ async fn a_session_from_hello_to_streams_to_the_next_session() {
     let server = Server::listen(&path);
     let stop = CancellationToken::new();
     let mut config = AgentConfig::new("node1");
-    config.socket = path.clone();
+    config.servers = vec![format!("unix:{}", path.display())];
     config.ledger = site.ledger();
     config.identity = site.dir.path().join("agent/uid");
+    config.session = site.dir.path().join("agent.session");
     let parts = || Parts {
         runtime: Arc::new(site.docker.clone()),
         machine: Arc::new(site.ground.clone()),
@@ -642,7 +643,7 @@ async fn an_archive_is_read_as_it_comes() {
             stream.write_all(format!("HTTP/1.1 {answer}").as_bytes()).await.unwrap();
         }
     });
-    let dialer = Dialer::new(&path);
+    let dialer = Dialer::unix(&path);
     let mut text = String::new();
     dialer.open("abc").await.unwrap().read_to_string(&mut text).await.unwrap();
     assert_eq!(text, "bytes");

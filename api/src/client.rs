@@ -1,7 +1,7 @@
-//! The typed client: every call of the API over the local socket, each with a deadline that its caller chose.
+//! The typed client: every call of the API, over the local socket or TLS, each with a deadline that its caller chose.
 //!
-//! A call opens a connection of its own: on a local socket that costs less than keeping one alive. Only
-//! [`Client::dial`] knows what is dialled; everything above works over any connection. Calls by [`Kind`] give
+//! A call opens a connection of its own: on a local socket that costs less than keeping one alive, and a tool that makes
+//! one call has nothing to keep. [`Endpoint`] knows what is dialled; everything here works over any connection. Calls by [`Kind`] give
 //! JSON as the server wrote it (fields of a newer server included); calls by type give objects.
 //! Nothing is retried here, but for a watch, which resumes where it was.
 
@@ -11,6 +11,7 @@ mod watch;
 pub use target::{Target, part};
 pub use watch::{Change, ChangeKind, Watch};
 
+use crate::endpoint::{Endpoint, Io};
 use crate::error::Problem;
 use crate::list::List;
 use crate::object::{Kind, Object, Spec};
@@ -25,10 +26,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::net::UnixStream;
 
 /// Where the API of the local cloud listens.
 pub const SOCKET: &str = "/run/enoki/api.sock";
@@ -63,6 +63,9 @@ impl Error {
             Error::Problem(problem) => problem.hint.as_deref(),
             Error::Unreachable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("the socket belongs to root; try with sudo")
+            }
+            Error::Unreachable { address, .. } if address.starts_with("https://") => {
+                Some("is it the right server, and up? `enoki context list` shows where you are")
             }
             Error::Unreachable { .. } => Some("is the cloud up? try `enoki up`"),
             Error::Timeout { .. } | Error::Protocol(_) => None,
@@ -165,18 +168,36 @@ pub struct ExecOptions {
 /// A client of one server. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Client {
-    socket: PathBuf,
+    endpoint: Endpoint,
+    /// `Bearer ...`, marked as sensitive: it is not printed.
+    authorization: Option<HeaderValue>,
 }
 
 impl Client {
     /// A client of the server that listens on a unix socket. Nothing is dialled yet.
     pub fn unix(socket: impl AsRef<Path>) -> Self {
-        Client { socket: socket.as_ref().to_owned() }
+        Client { endpoint: Endpoint::unix(socket), authorization: None }
     }
 
-    async fn dial(&self) -> Result<UnixStream, Error> {
-        let unreachable = |source| Error::Unreachable { address: self.socket.display().to_string(), source };
-        UnixStream::connect(&self.socket).await.map_err(unreachable)
+    /// A client of a server anywhere, known to it by a token. Nothing is dialled yet.
+    pub fn new(endpoint: Endpoint, token: Option<&str>) -> Result<Self, Error> {
+        let authorization = token.map(|token| HeaderValue::try_from(format!("Bearer {token}"))).transpose();
+        let mut authorization = authorization
+            .map_err(|_| Error::Protocol("the token has characters that no token has".to_owned()))?;
+        if let Some(value) = &mut authorization {
+            value.set_sensitive(true);
+        }
+        Ok(Client { endpoint, authorization })
+    }
+
+    /// Where it dials.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    async fn dial(&self) -> Result<Box<dyn Io>, Error> {
+        let unreachable = |source| Error::Unreachable { address: self.endpoint.to_string(), source };
+        self.endpoint.connect().await.map_err(unreachable)
     }
 
     /// Sends a request and gives the answer's head; problems are errors. The deadline covers the head.
@@ -187,11 +208,14 @@ impl Client {
         body: Body,
         deadline: Duration,
     ) -> Result<Response<Incoming>, Error> {
-        let request = request
+        let mut request = request
             .uri(target.to_string())
             .header(header::HOST, "enoki")
             .body(body)
             .map_err(|error| Error::Protocol(format!("`{target}` cannot be asked for: {error}")))?;
+        if let Some(authorization) = &self.authorization {
+            request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
+        }
         let exchange = async {
             let io = TokioIo::new(self.dial().await?);
             let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
@@ -509,7 +533,10 @@ impl Client {
         if let Some(size) = size {
             target = target.query("columns", &size.columns.to_string()).query("rows", &size.rows.to_string());
         }
-        stream::open(self.dial().await?, &target.to_string(), stream::MESSAGE_MAX, deadline).await
+        let connecting = tokio::time::timeout(deadline, self.dial()).await;
+        let io = connecting.unwrap_or(Err(Error::Timeout { after: deadline }))?;
+        let authorization = self.authorization.as_ref();
+        stream::open(io, &target.to_string(), authorization, stream::MESSAGE_MAX, deadline).await
     }
 }
 

@@ -10,6 +10,7 @@ pub mod decode;
 pub mod error;
 pub mod event;
 pub mod host;
+pub mod identity;
 pub mod image;
 pub mod instance;
 pub mod list;
@@ -21,12 +22,17 @@ pub mod project;
 pub mod protocol;
 pub mod quantity;
 pub mod secret;
+pub mod token;
 pub mod volume;
 
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(feature = "client")]
+pub mod endpoint;
+#[cfg(feature = "client")]
 pub mod stream;
+#[cfg(feature = "client")]
+pub mod tls;
 
 pub use error::{Code, Problem};
 pub use host::Host;
@@ -36,4 +42,5 @@ pub use network::Network;
 pub use object::{Kind, Labels, Object, Spec, Uid};
 pub use project::Project;
 pub use secret::Secret;
+pub use token::Token;
 pub use volume::Volume;

@@ -22,11 +22,12 @@ pub enum Kind {
     Secret,
     Image,
     Instance,
+    Token,
     Event,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 9] = [
         Kind::Host,
         Kind::Project,
         Kind::Network,
@@ -34,6 +35,7 @@ impl Kind {
         Kind::Secret,
         Kind::Image,
         Kind::Instance,
+        Kind::Token,
         Kind::Event,
     ];
 
@@ -46,6 +48,7 @@ impl Kind {
             Kind::Secret => "secret",
             Kind::Image => "image",
             Kind::Instance => "instance",
+            Kind::Token => "token",
             Kind::Event => "event",
         }
     }
@@ -59,6 +62,7 @@ impl Kind {
             Kind::Secret => "secrets",
             Kind::Image => "images",
             Kind::Instance => "instances",
+            Kind::Token => "tokens",
             Kind::Event => "events",
         }
     }
@@ -66,7 +70,7 @@ impl Kind {
     /// Whether a project owns objects of this kind (the others belong to the cloud).
     pub fn in_project(self) -> bool {
         match self {
-            Kind::Host | Kind::Project | Kind::Event => false,
+            Kind::Host | Kind::Project | Kind::Token | Kind::Event => false,
             Kind::Network | Kind::Volume | Kind::Secret | Kind::Image | Kind::Instance => true,
         }
     }

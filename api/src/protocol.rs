@@ -19,6 +19,10 @@ pub const VERSION: u32 = 1;
 pub const SESSION_PATH: &str = "/agent/v1/session";
 /// Where the agent opens a stream that a server asked for: `/agent/v1/streams/ID`.
 pub const STREAM_PATH: &str = "/agent/v1/streams";
+/// Where a machine with a join token becomes a host: POST of [`Join`], answered by [`Joined`].
+pub const JOIN_PATH: &str = "/agent/v1/join";
+/// Where a host gets its next certificate: POST of [`Renew`], answered by [`Joined`].
+pub const CERTIFICATE_PATH: &str = "/agent/v1/certificate";
 /// Where the agent fetches an image's archive: `/agent/v1/archives/DIGEST`.
 pub const ARCHIVE_PATH: &str = "/agent/v1/archives";
 
@@ -83,6 +87,9 @@ pub enum FromServer {
     /// The session ends; say why in the agent's log.
     Goodbye {
         reason: String,
+        /// Where the leader is, where that is the reason and known: `https://HOST:PORT`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        leader: Option<String>,
     },
 }
 
@@ -98,6 +105,30 @@ pub struct Hello {
     pub capacity: Capacity,
     pub cgroup: String,
     pub health: Health,
+}
+
+/// A machine asks to become a host. Its token is the request's bearer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Join {
+    pub host: String,
+    pub uid: Uid,
+    #[serde(default)]
+    pub labels: Labels,
+    /// Of the key that the machine has made and keeps: base64 of an uncompressed point of P-256.
+    pub public_key: String,
+}
+
+/// A host asks for its next certificate, for a new key of its own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Renew {
+    pub public_key: String,
+}
+
+/// What a host shows to servers from now on, and knows them by. Both PEM.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Joined {
+    pub certificate: String,
+    pub ca: String,
 }
 
 /// How the host's Docker is.

@@ -93,7 +93,13 @@ pub type WebSocket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// Opens a WebSocket over a fresh connection. `target` is path and query; messages above `message_max` bytes end
 /// it. The deadline covers the handshake, not the stream. A refusal is the server's problem.
-pub async fn open<S>(io: S, target: &str, message_max: usize, deadline: Duration) -> Result<WebSocket, Error>
+pub async fn open<S>(
+    io: S,
+    target: &str,
+    authorization: Option<&http::HeaderValue>,
+    message_max: usize,
+    deadline: Duration,
+) -> Result<WebSocket, Error>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -102,7 +108,7 @@ where
         // Ends by itself: with the upgrade, or when sender and answer are dropped.
         tokio::spawn(connection.with_upgrades());
         let key = generate_key();
-        let request = http::Request::get(target)
+        let mut request = http::Request::get(target)
             .header(header::HOST, "enoki")
             .header(header::CONNECTION, "Upgrade")
             .header(header::UPGRADE, "websocket")
@@ -110,6 +116,9 @@ where
             .header(header::SEC_WEBSOCKET_KEY, &key)
             .body(Empty::<Bytes>::new())
             .map_err(|error| Error::Protocol(format!("`{target}` cannot be asked for: {error}")))?;
+        if let Some(authorization) = authorization {
+            request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
+        }
         let answer = sender.send_request(request).await?;
         if answer.status() != http::StatusCode::SWITCHING_PROTOCOLS {
             return Err(refused(answer).await);

@@ -1,7 +1,8 @@
 //! The built-in certificate authority: one key that signs who may speak to this cloud's etcd.
 //!
 //! Everything stands in one root-only folder, `NAME.crt` and `NAME.key` (PEM, 0600): `ca`, `etcd` (the store's own, for
-//! clients and its peer port), `server-client` and `etcdctl`. Identity is in subject alternative names.
+//! clients and its peer port), `server-client` and `etcdctl`; where the API listens on TLS also `server`. Identity is in
+//! subject alternative names. Hosts get theirs by [`Authority::sign`]; their keys never leave them.
 //!
 //! [`Pki::ensure`] is idempotent and runs at each `enoki up`, at each start of etcd and once a day. It makes what is
 //! missing and renews what ends within 30 days. **A renewal keeps the key** and replaces the certificate alone, by rename:
@@ -22,10 +23,14 @@ use rcgen::{
 };
 
 use crate::config::write_atomic;
+use enoki_api::identity::Identity;
+use enoki_api::tls::validity;
 
 const DAY: u64 = 86_400;
 const CA_DAYS: u64 = 3650;
 const LEAF_DAYS: u64 = 365;
+/// What a host gets; it asks anew when a third is left.
+pub const MACHINE_DAYS: u64 = 30;
 /// What ends sooner than this is renewed: a month of daily attempts before anybody notices.
 const RENEW_DAYS: u64 = 30;
 
@@ -36,7 +41,11 @@ pub enum Error {
     #[error("{}: not a private key that can be used ({message}); restore it from a copy, or move it away to have a new one made", path.display())]
     Key { path: PathBuf, message: String },
     #[error("cannot make a certificate for {name}: {source}")]
-    Sign { name: &'static str, source: rcgen::Error },
+    Sign { name: String, source: rcgen::Error },
+    #[error("`{0}` is neither a DNS name nor an address that a certificate can be for")]
+    Name(String),
+    #[error("this is not an ECDSA P-256 public key")]
+    PublicKey,
 }
 
 /// What a call of [`Pki::ensure`] wrote.
@@ -56,16 +65,19 @@ pub struct Pki {
 /// A certificate that the CA keeps valid.
 struct Leaf {
     name: &'static str,
-    identities: fn() -> Vec<SanType>,
+    identities: Vec<SanType>,
     usages: &'static [Eku],
 }
 
-const LEAVES: [Leaf; 3] = [
-    // etcd dials itself (its gateway, its peer port) with the certificate that it serves: it must be good for both.
-    Leaf { name: "etcd", identities: loopback, usages: &[Eku::ServerAuth, Eku::ClientAuth] },
-    Leaf { name: "server-client", identities: || role("server"), usages: &[Eku::ClientAuth] },
-    Leaf { name: "etcdctl", identities: || role("etcdctl"), usages: &[Eku::ClientAuth] },
-];
+/// What every machine with an etcd of its own has.
+fn leaves() -> [Leaf; 3] {
+    [
+        // etcd dials itself (its gateway, its peer port) with the certificate that it serves: it must be good for both.
+        Leaf { name: "etcd", identities: loopback(), usages: &[Eku::ServerAuth, Eku::ClientAuth] },
+        Leaf { name: "server-client", identities: role("server"), usages: &[Eku::ClientAuth] },
+        Leaf { name: "etcdctl", identities: role("etcdctl"), usages: &[Eku::ClientAuth] },
+    ]
+}
 
 fn loopback() -> Vec<SanType> {
     use std::net::{Ipv4Addr, Ipv6Addr};
@@ -76,7 +88,11 @@ fn loopback() -> Vec<SanType> {
 }
 
 fn role(name: &str) -> Vec<SanType> {
-    format!("enoki://role/{name}").as_str().try_into().map(SanType::URI).into_iter().collect()
+    uri(&format!("enoki://role/{name}"))
+}
+
+fn uri(uri: &str) -> Vec<SanType> {
+    uri.try_into().map(SanType::URI).into_iter().collect()
 }
 
 impl Pki {
@@ -100,33 +116,75 @@ impl Pki {
     pub fn ensure(&self, now: SystemTime) -> Result<Renewed, Error> {
         make_private_folder(&self.folder)?;
         let _alone = self.lock()?;
-        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = seconds(now);
         let mut renewed = Renewed::default();
 
         let ca_key = self.load_or_make_key("ca")?;
         let ca_params = ca_params(now);
         if !self.good("ca", &ca_key, None, now)? {
-            let cert = ca_params.self_signed(&ca_key).map_err(|source| Error::Sign { name: "ca", source })?;
+            let cert = ca_params
+                .self_signed(&ca_key)
+                .map_err(|source| Error::Sign { name: "ca".to_owned(), source })?;
             self.write(&self.ca(), cert.pem().as_bytes())?;
             renewed.ca = true;
         }
-        let authority = ca_params.key_identifier(&ca_key);
-        let issuer = Issuer::new(ca_params, ca_key);
-        for leaf in &LEAVES {
-            let key = self.load_or_make_key(leaf.name)?;
-            if self.good(leaf.name, &key, Some(&authority), now)? {
-                continue;
+        let authority = Authority::of(ca_params, ca_key);
+        for leaf in &leaves() {
+            if self.renew(leaf, &authority, now)? {
+                renewed.leaves.push(leaf.name);
             }
-            let sign = |source| Error::Sign { name: leaf.name, source };
-            let cert = leaf_params(leaf, now).signed_by(&key, &issuer).map_err(sign)?;
-            self.write(&self.cert(leaf.name), cert.pem().as_bytes())?;
-            renewed.leaves.push(leaf.name);
         }
         Ok(renewed)
     }
 
-    /// Whether a certificate may stay: it is there, belongs to this key and CA, has begun, and lasts 30 days more.
-    fn good(&self, name: &str, key: &KeyPair, authority: Option<&[u8]>, now: u64) -> Result<bool, Error> {
+    /// Makes or renews the certificate that a server shows on TLS (`server`), under the CA that is there. It says which
+    /// server this is, and is good for these DNS names and addresses.
+    pub fn ensure_server(&self, now: SystemTime, server: &str, names: &[String]) -> Result<(), Error> {
+        let _alone = self.lock()?;
+        let now = seconds(now);
+        let mut identities = uri(&Identity::Server(server.to_owned()).to_string());
+        for name in names {
+            identities.push(match name.parse() {
+                Ok(address) => SanType::IpAddress(address),
+                Err(_) => SanType::DnsName(name.as_str().try_into().map_err(|_| Error::Name(name.clone()))?),
+            });
+        }
+        let leaf = Leaf { name: "server", identities, usages: &[Eku::ServerAuth, Eku::ClientAuth] };
+        self.renew(&leaf, &self.load_authority(now)?, now).map(drop)
+    }
+
+    /// The CA, to sign with.
+    pub fn authority(&self, now: SystemTime) -> Result<Authority, Error> {
+        self.load_authority(seconds(now))
+    }
+
+    fn load_authority(&self, now: u64) -> Result<Authority, Error> {
+        Ok(Authority::of(ca_params(now), self.load_key("ca")?))
+    }
+
+    /// True: it was written.
+    fn renew(&self, leaf: &Leaf, authority: &Authority, now: u64) -> Result<bool, Error> {
+        let key = self.load_or_make_key(leaf.name)?;
+        if self.good(leaf.name, &key, Some((&authority.id, &leaf.identities)), now)? {
+            return Ok(false);
+        }
+        let params =
+            leaf_params(&format!("enoki {}", leaf.name), &leaf.identities, leaf.usages, now, LEAF_DAYS);
+        let sign = |source| Error::Sign { name: leaf.name.to_owned(), source };
+        let cert = params.signed_by(&key, &authority.issuer).map_err(sign)?;
+        self.write(&self.cert(leaf.name), cert.pem().as_bytes())?;
+        Ok(true)
+    }
+
+    /// Whether a certificate may stay: it is there, belongs to this key, this CA and these names, has begun, and lasts 30
+    /// days more.
+    fn good(
+        &self,
+        name: &str,
+        key: &KeyPair,
+        issued: Option<(&[u8], &[SanType])>,
+        now: u64,
+    ) -> Result<bool, Error> {
         let path = self.cert(name);
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
@@ -136,26 +194,34 @@ impl Pki {
         let Some(der) = pem_body(&text) else {
             return Ok(false);
         };
-        let Some((begins, ends)) = validity(&der) else {
+        let Some((begins, ends)) = validity(&der.clone().into()) else {
             return Ok(false);
         };
         // A key and a key id are random bytes: where they occur in the certificate, they are its key and its issuer's.
         Ok(contains(&der, key.public_key_raw())
-            && authority.is_none_or(|id| contains(&der, id))
+            && issued.is_none_or(|(id, names)| {
+                contains(&der, id) && names.iter().all(|name| contains(&der, &name_bytes(name)))
+            })
             && begins <= now
             && ends > now + RENEW_DAYS * DAY)
     }
 
-    fn load_or_make_key(&self, name: &'static str) -> Result<KeyPair, Error> {
+    fn load_key(&self, name: &str) -> Result<KeyPair, Error> {
         let path = self.key(name);
-        match std::fs::read_to_string(&path) {
-            Ok(text) => KeyPair::from_pem(&text).map_err(|e| Error::Key { path, message: e.to_string() }),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                let key = KeyPair::generate().map_err(|source| Error::Sign { name, source })?;
-                self.write(&path, key.serialize_pem().as_bytes())?;
+        let text =
+            std::fs::read_to_string(&path).map_err(|source| Error::File { path: path.clone(), source })?;
+        KeyPair::from_pem(&text).map_err(|e| Error::Key { path, message: e.to_string() })
+    }
+
+    fn load_or_make_key(&self, name: &str) -> Result<KeyPair, Error> {
+        match self.load_key(name) {
+            Err(Error::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                let sign = |source| Error::Sign { name: name.to_owned(), source };
+                let key = KeyPair::generate().map_err(sign)?;
+                self.write(&self.key(name), key.serialize_pem().as_bytes())?;
                 Ok(key)
             }
-            Err(source) => Err(Error::File { path, source }),
+            other => other,
         }
     }
 
@@ -190,15 +256,74 @@ fn ca_params(now: u64) -> CertificateParams {
     params
 }
 
-fn leaf_params(leaf: &Leaf, now: u64) -> CertificateParams {
+fn leaf_params(
+    common_name: &str,
+    identities: &[SanType],
+    usages: &[Eku],
+    now: u64,
+    days: u64,
+) -> CertificateParams {
     let mut params = CertificateParams::default();
-    params.distinguished_name = name(&format!("enoki {}", leaf.name));
-    params.subject_alt_names = (leaf.identities)();
+    params.distinguished_name = name(common_name);
+    params.subject_alt_names = identities.to_vec();
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = leaf.usages.to_vec();
+    params.extended_key_usages = usages.to_vec();
     params.use_authority_key_identifier_extension = true;
-    valid_for(&mut params, now, LEAF_DAYS);
+    valid_for(&mut params, now, days);
     params
+}
+
+/// What a name looks like inside a certificate.
+fn name_bytes(name: &SanType) -> Vec<u8> {
+    match name {
+        SanType::DnsName(text) | SanType::URI(text) | SanType::Rfc822Name(text) => text.as_str().into(),
+        SanType::IpAddress(std::net::IpAddr::V4(address)) => address.octets().to_vec(),
+        SanType::IpAddress(std::net::IpAddr::V6(address)) => address.octets().to_vec(),
+        _ => Vec::new(),
+    }
+}
+
+fn seconds(now: SystemTime) -> u64 {
+    now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// The CA with its key.
+pub struct Authority {
+    /// The key's identifier, which is in every certificate that it signed.
+    id: Vec<u8>,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn of(params: CertificateParams, key: KeyPair) -> Self {
+        Authority { id: params.key_identifier(&key), issuer: Issuer::new(params, key) }
+    }
+
+    /// A certificate (PEM) for the machine that has the private half of this key: an uncompressed point of P-256, as in
+    /// SEC 1, 2.3.3. Valid for [`MACHINE_DAYS`]. That the machine has that half it shows by using the certificate.
+    pub fn sign(&self, identity: &Identity, public_key: &[u8], now: SystemTime) -> Result<String, Error> {
+        if public_key.len() != 65 || public_key[0] != 4 {
+            return Err(Error::PublicKey);
+        }
+        let names = uri(&identity.to_string());
+        let params = leaf_params("enoki machine", &names, &[Eku::ClientAuth], seconds(now), MACHINE_DAYS);
+        let sign = |source| Error::Sign { name: identity.to_string(), source };
+        let cert = params.signed_by(&PublicKey(public_key.to_vec()), &self.issuer).map_err(sign)?;
+        Ok(cert.pem())
+    }
+}
+
+/// Somebody else's key.
+struct PublicKey(Vec<u8>);
+
+impl rcgen::PublicKeyData for PublicKey {
+    fn der_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        &rcgen::PKCS_ECDSA_P256_SHA256
+    }
 }
 
 fn name(common: &str) -> DistinguishedName {
@@ -227,57 +352,6 @@ fn pem_body(text: &str) -> Option<Vec<u8>> {
         .take_while(|l| !l.starts_with("-----END"))
         .collect();
     base64::engine::general_purpose::STANDARD.decode(body).ok().filter(|der| !der.is_empty())
-}
-
-/// From when until when a certificate is valid, in Unix seconds; `None` for what is not a certificate.
-/// RFC 5280 4.1: Certificate { tbs { [0] version, serial, algorithm, issuer, validity { Time, Time }, ..
-fn validity(der: &[u8]) -> Option<(u64, u64)> {
-    let (_, certificate, _) = element(der)?;
-    let (_, mut rest, _) = element(certificate)?;
-    let (tag, _, after) = element(rest)?;
-    if tag == 0xa0 {
-        rest = after;
-    }
-    for _serial_algorithm_issuer in 0..3 {
-        rest = element(rest)?.2;
-    }
-    let (_, times, _) = element(rest)?;
-    let (tag, begins, after) = element(times)?;
-    let begins = time(tag, begins)?;
-    let (tag, ends, _) = element(after)?;
-    Some((begins, time(tag, ends)?))
-}
-
-/// One DER element: tag, content, and what follows it.
-fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-    let (&tag, rest) = der.split_first()?;
-    let (&first, mut rest) = rest.split_first()?;
-    let mut length = usize::from(first);
-    if first >= 0x80 {
-        let bytes = usize::from(first & 0x7f);
-        if bytes == 0 || bytes > 4 {
-            return None;
-        }
-        length = rest.get(..bytes)?.iter().fold(0, |sum, &byte| sum << 8 | usize::from(byte));
-        rest = &rest[bytes..];
-    }
-    Some((tag, rest.get(..length)?, &rest[length..]))
-}
-
-/// UTCTime `YYMMDDHHMMSSZ` (years 1950-2049) or GeneralizedTime `YYYYMMDDHHMMSSZ`, as RFC 5280 4.1.2.5 fixes them.
-fn time(tag: u8, content: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(content).ok()?.strip_suffix('Z')?;
-    let text = match tag {
-        0x17 if text.len() == 12 => format!("{}{text}", if text < "50" { "20" } else { "19" }),
-        0x18 if text.len() == 14 => text.to_owned(),
-        _ => return None,
-    };
-    let number = |at: std::ops::Range<usize>| text.get(at)?.parse::<i64>().ok();
-    let (year, month, day) = (number(0..4)?, number(4..6)?, number(6..8)?);
-    let date =
-        jiff::civil::Date::new(year.try_into().ok()?, month.try_into().ok()?, day.try_into().ok()?).ok()?;
-    let days = date.duration_since(jiff::civil::date(1970, 1, 1)).as_secs();
-    u64::try_from(days + number(8..10)? * 3600 + number(10..12)? * 60 + number(12..14)?).ok()
 }
 
 #[cfg(test)]
@@ -323,8 +397,9 @@ mod tests {
     fn the_dates_are_read_back() {
         let (_folder, pki) = fresh();
         pki.ensure(at(NOW)).unwrap();
-        let dates =
-            |name| validity(&pem_body(&std::fs::read_to_string(pki.cert(name)).unwrap()).unwrap()).unwrap();
+        let dates = |name| {
+            validity(&pem_body(&std::fs::read_to_string(pki.cert(name)).unwrap()).unwrap().into()).unwrap()
+        };
         assert_eq!(dates("etcd"), (NOW - DAY, NOW + LEAF_DAYS * DAY));
         assert_eq!(dates("ca"), (NOW - DAY, NOW + CA_DAYS * DAY));
         // Past 2049 the other time format is used.

@@ -1,4 +1,7 @@
-//! Who are you, may you: the built-in CA and the sealing of what is secret.
+//! Who are you, may you: the built-in CA, tokens and roles, and the sealing of what is secret.
 
+pub mod actor;
+pub mod audit;
 pub mod ca;
+pub mod roles;
 pub mod seal;

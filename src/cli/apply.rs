@@ -98,7 +98,8 @@ fn order(kind: Kind) -> u8 {
         Kind::Network => 4,
         Kind::Image => 5,
         Kind::Instance => 6,
-        Kind::Event => 7,
+        Kind::Token => 7,
+        Kind::Event => 8,
     }
 }
 

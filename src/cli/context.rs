@@ -1,5 +1,6 @@
 //! What every command works with: the client, the project, and how results are printed.
 
+use super::contexts;
 use super::failure::Failure;
 use super::output::{self, Format};
 use super::table;
@@ -28,9 +29,12 @@ pub struct Global {
     /// How results are printed.
     #[arg(short, long, global = true, value_enum, value_name = "FORMAT", help_heading = "Global")]
     pub output: Option<Format>,
+    /// The cloud to talk to, as `enoki login` named it; `local` is this machine's.
+    #[arg(long, global = true, env = "ENOKI_CONTEXT", value_name = "NAME", help_heading = "Global")]
+    pub context: Option<String>,
     /// The server's socket.
-    #[arg(long, global = true, hide = true, env = "ENOKI_SOCKET", default_value = enoki_api::client::SOCKET)]
-    pub socket: PathBuf,
+    #[arg(long, global = true, hide = true, env = "ENOKI_SOCKET")]
+    pub socket: Option<PathBuf>,
 }
 
 pub struct Context {
@@ -42,15 +46,16 @@ pub struct Context {
 }
 
 impl Context {
-    pub fn new(global: Global) -> Self {
+    pub fn new(global: Global) -> Result<Self, Failure> {
+        let (client, project) = contexts::client(&global)?;
         // An empty variable is one that is not set.
-        let project = global.project.filter(|project| !project.is_empty());
-        Context {
-            client: Client::unix(global.socket),
-            project_named: project.is_some(),
-            project: project.unwrap_or_else(|| project::DEFAULT.to_owned()),
+        let named = global.project.filter(|project| !project.is_empty());
+        Ok(Context {
+            client,
+            project_named: named.is_some(),
+            project: named.or(project).unwrap_or_else(|| project::DEFAULT.to_owned()),
             format: global.output.unwrap_or(Format::Table),
-        }
+        })
     }
 
     pub fn kind(&self, kind: Kind) -> Target {

@@ -9,7 +9,7 @@ use super::table::{self, age, decode, labels, size, text, word};
 use enoki_api::client::Target;
 use enoki_api::event::Event;
 use enoki_api::instance::{EnvValue, LimitsState, Phase};
-use enoki_api::{Host, Image, Instance, Kind, Labels, Network, Project, Secret, Volume};
+use enoki_api::{Host, Image, Instance, Kind, Labels, Network, Project, Secret, Token, Volume};
 use serde_json::Value;
 
 /// Shows all that is known of an object, with its events
@@ -65,6 +65,7 @@ async fn sheet(ctx: &Context, kind: Kind, name: &str, object: &Value) -> Result<
         Kind::Secret => secret_sheet(&mut sheet, &decode(object)?),
         Kind::Image => image_sheet(&mut sheet, &decode(object)?),
         Kind::Project => project_sheet(&mut sheet, &decode(object)?),
+        Kind::Token => token_sheet(&mut sheet, &decode(object)?),
         Kind::Event => {}
     }
     events(ctx, kind, name, &mut sheet).await;
@@ -305,6 +306,13 @@ fn volume_sheet(sheet: &mut Sheet, volume: &Volume) {
     sheet.maybe("Path", &volume.spec.path);
     sheet.maybe("Host", &volume.status.host);
     sheet.field("Used by", used(&volume.status.used_by));
+}
+
+fn token_sheet(sheet: &mut Sheet, token: &Token) {
+    sheet.field("Role", token.spec.role.to_string());
+    sheet.field("Projects", token.spec.projects.join(", "));
+    let expires = token.spec.expires_at.map_or_else(|| "never".to_owned(), |at| at.to_string());
+    sheet.field("Expires", if token.status.expired { format!("{expires}: expired") } else { expires });
 }
 
 fn secret_sheet(sheet: &mut Sheet, secret: &Secret) {

@@ -7,6 +7,7 @@ use super::table;
 use super::wait::{WaitFlags, Waiting};
 use enoki_api::client::WriteOptions;
 use enoki_api::instance::{Phase, RunState};
+use enoki_api::token::Role;
 use enoki_api::{Instance, Kind};
 use serde_json::{Map, Value, json};
 use std::io::{self, BufRead, IsTerminal, Write};
@@ -228,12 +229,20 @@ pub enum HostCommand {
     Cordon { host: String },
     /// Place on it again
     Uncordon { host: String },
+    /// Makes a token with which machines join as hosts, and prints it
+    #[command(name = "join-token")]
+    JoinToken {
+        /// How long it is good for
+        #[arg(long, value_name = "DURATION", default_value = "1h")]
+        ttl: enoki_api::quantity::Span,
+    },
 }
 
 pub async fn host(ctx: &Context, command: HostCommand) -> Result<(), Failure> {
     let (name, cordoned, done) = match &command {
         HostCommand::Cordon { host } => (host, true, "cordoned"),
         HostCommand::Uncordon { host } => (host, false, "uncordoned"),
+        HostCommand::JoinToken { ttl } => return super::token::join_token(ctx, Role::Host, *ttl).await,
     };
     let patch = json!({"spec": {"cordoned": cordoned}});
     let target = ctx.object(Kind::Host, name);

@@ -8,6 +8,7 @@ mod adopt;
 mod apply;
 mod attach;
 mod context;
+pub mod contexts;
 mod create;
 mod describe;
 mod failure;
@@ -22,6 +23,7 @@ mod plan;
 mod run;
 mod table;
 mod terminal;
+mod token;
 mod top;
 mod wait;
 
@@ -35,7 +37,7 @@ use std::process::ExitCode;
 #[derive(Parser, Debug)]
 #[command(name = "enoki", version, propagate_version = true, disable_help_subcommand = true)]
 #[command(after_help = "\
-Kinds: host, project, network, volume, secret, image, instance, event; the plural is taken too.
+Kinds: host, project, network, volume, secret, image, instance, token, event; the plural is taken too.
 Exit codes: 0 done, 1 failed, 2 called wrongly, 3 not done in time.
 
 Examples:
@@ -87,6 +89,11 @@ pub enum Command {
     #[command(subcommand)]
     Host(lifecycle::HostCommand),
     Adopt(adopt::Adopt),
+    Login(contexts::Login),
+    #[command(subcommand)]
+    Context(contexts::ContextCommand),
+    #[command(subcommand)]
+    Token(token::TokenCommand),
     /// Prints completions for a shell
     #[command(after_help = "\
 Examples:
@@ -115,15 +122,24 @@ impl Cli {
 /// Does what the command line says. Failures are told on stderr; the exit code is the whole result. `whole` is the
 /// command line with every verb, for completions.
 pub async fn run(cli: Cli, whole: clap::Command) -> ExitCode {
-    let ctx = Context::new(cli.global);
-    match dispatch(&ctx, cli.command, whole).await {
+    match dispatch(cli, whole).await {
         Ok(code) => ExitCode::from(code),
         Err(failure) => failure.report(),
     }
 }
 
-async fn dispatch(ctx: &Context, command: Command, whole: clap::Command) -> Result<u8, Failure> {
+async fn dispatch(cli: Cli, whole: clap::Command) -> Result<u8, Failure> {
+    // These need no server, or choose one.
+    let command = match cli.command {
+        Command::Completion { shell } => return completion(shell, whole).map(|()| 0),
+        Command::Context(command) => return contexts::context(command).map(|()| 0),
+        Command::Login(args) => return contexts::login(cli.global.project, args).await.map(|()| 0),
+        command => command,
+    };
+    let ctx = &Context::new(cli.global)?;
     match command {
+        Command::Completion { .. } | Command::Context(_) | Command::Login(_) => {}
+        Command::Token(command) => token::token(ctx, command).await?,
         Command::Run(args) => run::run(ctx, *args).await?,
         Command::Apply(args) => apply::apply(ctx, args).await?,
         Command::Get(args) => get::get(ctx, args).await?,
@@ -147,7 +163,6 @@ async fn dispatch(ctx: &Context, command: Command, whole: clap::Command) -> Resu
         Command::Image(command) => image::image(ctx, command).await?,
         Command::Host(command) => lifecycle::host(ctx, command).await?,
         Command::Adopt(args) => adopt::adopt(ctx, args).await?,
-        Command::Completion { shell } => completion(shell, whole)?,
     }
     Ok(0)
 }

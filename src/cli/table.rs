@@ -5,7 +5,7 @@ use super::output::{self, Format};
 use enoki_api::event::Event;
 use enoki_api::host::HostPhase;
 use enoki_api::quantity::{Bytes, MilliCpu};
-use enoki_api::{Host, Image, Instance, Kind, Network, Project, Secret, Volume};
+use enoki_api::{Host, Image, Instance, Kind, Network, Project, Secret, Token, Volume};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -22,6 +22,7 @@ pub fn show(kind: Kind, items: &[Value], format: Format) -> Result<(), Failure> 
         Kind::Secret => rows(items, SECRET, secret)?,
         Kind::Image => rows(items, IMAGE, image)?,
         Kind::Project => rows(items, PROJECT, project)?,
+        Kind::Token => rows(items, TOKEN, token)?,
         Kind::Event => rows(items, EVENT, event)?,
     };
     let (narrow, extra) = header;
@@ -51,6 +52,7 @@ const SECRET: Header = (&["NAME", "KEYS", "AGE"], &["UID"]);
 const IMAGE: Header = (&["NAME", "SIZE", "USED-BY", "AGE"], &["IMAGE-ID", "UID"]);
 const PROJECT: Header =
     (&["NAME", "INSTANCES", "NETWORKS", "VOLUMES", "AGE"], &["DESCRIPTION", "LABELS", "UID"]);
+const TOKEN: Header = (&["NAME", "ROLE", "PROJECTS", "EXPIRES", "AGE"], &["LABELS", "UID"]);
 const EVENT: Header =
     (&["LAST-SEEN", "TYPE", "REASON", "OBJECT", "MESSAGE"], &["COUNT", "FIRST-SEEN", "PROJECT"]);
 
@@ -110,6 +112,23 @@ fn host(object: &Host) -> Vec<String> {
         age(object.created_at),
         of(status.granted.pids.to_string(), has.pids.to_string()),
         text(&status.reason),
+        labels(&object.labels),
+        object.uid.to_string(),
+    ]
+}
+
+fn token(object: &Token) -> Vec<String> {
+    let expires = match object.spec.expires_at {
+        _ if object.status.expired => "expired".to_owned(),
+        None => "never".to_owned(),
+        Some(at) => at.strftime("%Y-%m-%d %H:%M UTC").to_string(),
+    };
+    vec![
+        object.name.clone(),
+        object.spec.role.to_string(),
+        object.spec.projects.join(","),
+        expires,
+        age(object.created_at),
         labels(&object.labels),
         object.uid.to_string(),
     ]

@@ -11,7 +11,7 @@ mod instance;
 
 use crate::dispatch::{Events, Live};
 use crate::scheduler::Policy;
-use crate::state::{At, State};
+use crate::state::{self, At, State};
 use crate::store::keys::Key;
 use crate::store::{Compare, Error, Leadership, Outcome, Store, Txn};
 use std::collections::BTreeSet;
@@ -37,17 +37,23 @@ pub struct Context {
 }
 
 /// Stands for election for as long as the server runs, and leads whenever it is elected.
-pub async fn run(context: Context, name: String, stop: CancellationToken) {
+pub async fn run(context: Context, me: state::Leader, stop: CancellationToken) {
+    let name = &me.name;
+    let words = serde_json::to_vec(&me).unwrap_or_default();
     while !stop.is_cancelled() {
         // Cancel-safe: an election that is left leaves nothing for longer than a lease.
         let elected = tokio::select! {
-            elected = context.store.campaign(ELECTION, name.as_bytes()) => elected,
+            elected = context.store.campaign(ELECTION, &words) => elected,
             () = stop.cancelled() => return,
         };
         match elected {
             Ok(leadership) => {
                 tracing::info!(name, revision = leadership.revision(), "elected: this server leads");
                 lead(&context, leadership, &stop).await;
+                // Where no other server can take its agents over, they stay: exec and logs need no leader.
+                if me.address.is_some() {
+                    context.live.step_down();
+                }
             }
             Err(error) => {
                 tracing::warn!(%error, "the election failed; standing again");
@@ -63,6 +69,7 @@ async fn lead(context: &Context, leadership: Leadership, stop: &CancellationToke
     // A cold leader acts only once its cache has seen its own election.
     let work = async {
         while !context.state.reached(leadership.revision(), SLOW).await {}
+        context.live.lead();
         leader.run().await
     };
     // Cancel-safe: every effect is one transaction that applies whole or not at all.

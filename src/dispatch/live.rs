@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
 /// Heartbeats come this often; architecture: 1 s up to 100 hosts.
@@ -26,8 +26,8 @@ pub struct Live {
 struct Shared {
     inner: Mutex<Inner>,
     changed: Notify,
-    /// When this server began to listen: every host gets one full window first.
-    began: Instant,
+    /// Since when this server leads: every host gets one full window first. None: another one leads, and has the agents.
+    leads: watch::Sender<Option<Instant>>,
 }
 
 #[derive(Default)]
@@ -74,7 +74,7 @@ impl Default for Live {
             shared: Arc::new(Shared {
                 inner: Mutex::default(),
                 changed: Notify::new(),
-                began: Instant::now(),
+                leads: watch::Sender::new(None),
             }),
         }
     }
@@ -100,12 +100,35 @@ impl Live {
         std::mem::take(&mut self.lock().dirty)
     }
 
-    /// How long this server has listened.
-    pub fn listening_for(&self) -> Duration {
-        self.shared.began.elapsed()
+    /// This server leads from now on: agents may come.
+    pub fn lead(&self) {
+        self.shared.leads.send_replace(Some(Instant::now()));
     }
 
-    /// A host's new session replaces its old one. Refused (with the reason) when another machine that lives has the name.
+    /// It leads no more. What its agents said is forgotten, and their sessions end.
+    pub fn step_down(&self) {
+        *self.lock() = Inner::default();
+        self.shared.leads.send_replace(None);
+    }
+
+    pub fn leads(&self) -> bool {
+        self.shared.leads.borrow().is_some()
+    }
+
+    /// Waits until this server leads no more.
+    pub(super) async fn stepped_down(&self) {
+        let mut leads = self.shared.leads.subscribe();
+        // The sender is in `shared`, which outlives this.
+        let _ = leads.wait_for(Option::is_none).await;
+    }
+
+    /// How long this server has listened as the leader.
+    pub fn listening_for(&self) -> Duration {
+        self.shared.leads.borrow().map(|since| since.elapsed()).unwrap_or_default()
+    }
+
+    /// A host's new session takes the place of one that has ended or fallen silent. Refused (with the reason) while
+    /// another is alive: one identity in two places is a cloned machine.
     pub(super) fn join(
         &self,
         hello: Hello,
@@ -113,11 +136,13 @@ impl Live {
         outbox: mpsc::Sender<FromServer>,
     ) -> Result<(), String> {
         let mut inner = self.lock();
-        if let Some(old) = inner.hosts.get(&hello.host)
-            && old.hello.uid != hello.uid
-            && old.seen.elapsed() < LOST_AFTER
-        {
-            return Err(format!("another machine is host {} and is alive", hello.host));
+        if let Some(old) = inner.hosts.get(&hello.host) {
+            let same = old.hello.uid == hello.uid;
+            let alive = if same { UNKNOWN_AFTER } else { LOST_AFTER };
+            if old.seen.elapsed() < alive && !(same && old.outbox.is_closed()) {
+                let whose = if same { "another agent with this identity" } else { "another machine" };
+                return Err(format!("{whose} is host {} and is alive", hello.host));
+            }
         }
         let name = hello.host.clone();
         let orphans = inner.hosts.remove(&name).map(|old| old.orphans).unwrap_or_default();

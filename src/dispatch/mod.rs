@@ -1,13 +1,16 @@
 //! Agent sessions: what each host has to do, what it reports, whether it lives, and the streams it dials back.
 //!
+//! - [`access`] says who may speak for which host; [`join`] makes hosts of machines.
 //! - [`session`] speaks the protocol with one agent: a full set of orders, then deltas; reports come in.
 //! - [`orders`] is pure: a snapshot -> the orders of a host.
 //! - [`Live`] is what agents have said and nobody stores: reports, liveness, orphans. The controllers read it and
 //!   write what is worth keeping; the API shows it.
 //! - [`Broker`] joins a user's exec, console or logs with the stream that the host's agent opens for it.
 
+mod access;
 mod broker;
 mod events;
+mod join;
 mod live;
 pub mod orders;
 mod session;

@@ -87,6 +87,16 @@ fn archive(snapshot: &Snapshot, project: &str, image: &str) -> Option<Archive> {
     Some(Archive { image_id: row.object.spec.image_id.clone(), digest: row.object.spec.archive.clone() })
 }
 
+/// Whether an instance of `host` is made from the archive with this digest.
+pub fn needs_archive(snapshot: &Snapshot, host: &str, digest: &str) -> bool {
+    let here = snapshot.by_host.get(host);
+    let images = here
+        .into_iter()
+        .flatten()
+        .filter_map(|at| archive(snapshot, &at.0, &snapshot.instances.at(at)?.object.spec.image));
+    images.into_iter().any(|archive| archive.digest == digest)
+}
+
 /// The tombstones that `host` has still to act on.
 pub fn tombstones(snapshot: &Snapshot, host: &str) -> Vec<Tombstone> {
     let all = snapshot.tombstones.values().map(|entry| &entry.0);

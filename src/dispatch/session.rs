@@ -6,16 +6,16 @@
 //! welcome -> full -> delta ... delta -> (gap in our history) -> full ...
 //! ```
 
+use super::access::{known, speaks_for};
 use super::live::HEARTBEAT;
-use super::{Events, Live, orders};
-use crate::auth::seal::Sealer;
-use crate::state::{At, Cursor, State};
+use super::{Dispatch, orders};
+use crate::auth::actor::Actor;
+use crate::state::{At, Cursor};
 use axum::extract::ws::{Message, WebSocket};
 use enoki_api::instance::Tombstone;
 use enoki_api::object::Uid;
 use enoki_api::protocol::{FromAgent, FromServer, Hello, Order, VERSION};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -28,10 +28,8 @@ const SEND: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(15);
 
 pub(super) struct Session {
-    pub state: State,
-    pub live: Live,
-    pub events: Events,
-    pub sealer: Arc<Sealer>,
+    pub dispatch: Dispatch,
+    pub actor: Actor,
 }
 
 /// What the agent was sent, to send only what differs.
@@ -45,12 +43,27 @@ impl Session {
     /// Serves one agent until it goes, or a newer session of its host replaces this one.
     pub(super) async fn serve(self, mut socket: WebSocket) {
         let Some(hello) = greet(&mut socket).await else { return };
+        let Dispatch { state, live, audit, .. } = &self.dispatch;
         let host = hello.host.clone();
+        if !live.leads() {
+            let leader = state.snapshot().leader.as_ref().and_then(|leader| leader.address.clone());
+            let _ =
+                send(&mut socket, &FromServer::Goodbye { reason: "another server leads".to_owned(), leader })
+                    .await;
+            return;
+        }
+        if !speaks_for(&self.actor, &host, Some(&hello.uid)) {
+            let reason = format!("the certificate is not of host {host} with uid {}", hello.uid);
+            audit.note(&self.actor, "open a session", &reason);
+            let _ = send(&mut socket, &FromServer::Goodbye { reason, leader: None }).await;
+            return;
+        }
         let id = uuid::Uuid::new_v4().to_string();
         let (outbox, mut queue) = mpsc::channel(64);
-        if let Err(reason) = self.live.join(hello, &id, outbox) {
+        if let Err(reason) = live.join(hello, &id, outbox) {
             tracing::warn!(host, reason, "an agent was refused");
-            let _ = send(&mut socket, &FromServer::Goodbye { reason }).await;
+            audit.note(&self.actor, "open a session", &reason);
+            let _ = send(&mut socket, &FromServer::Goodbye { reason, leader: None }).await;
             return;
         }
         tracing::info!(host, session = id, "an agent joined");
@@ -65,15 +78,20 @@ impl Session {
         id: &str,
         queue: &mut mpsc::Receiver<FromServer>,
     ) -> Result<(), &'static str> {
+        let Dispatch { live, state, .. } = &self.dispatch;
         let heartbeat_ms = HEARTBEAT.as_millis() as u64;
         send(socket, &FromServer::Welcome { session: id.to_owned(), heartbeat_ms }).await?;
         let (mut sent, mut cursor) = self.full(socket, host, 0).await?;
         loop {
             // Cancel-safe: a cursor, a queue and a socket keep what they have not given.
             tokio::select! {
+                () = live.stepped_down() => return Err("this server leads no more"),
                 batches = cursor.next() => match batches {
                     Err(_) => (sent, cursor) = self.full(socket, host, sent.sequence).await?,
                     Ok(batches) => {
+                        if known(&state.snapshot(), &self.actor).is_err() {
+                            return Err("the host was deleted");
+                        }
                         let touched = batches.iter().flat_map(|b| orders::touched(&b.before, &b.after, host, &b.keys)).collect();
                         self.delta(socket, host, &mut sent, touched).await?;
                     }
@@ -85,12 +103,12 @@ impl Session {
                 message = timeout(SILENCE, socket.recv()) => {
                     let message = message.map_err(|_| "it fell silent")?;
                     let Some(Ok(message)) = message else { return Ok(()) };
-                    if !self.live.is_current(host, id) {
+                    if !live.is_current(host, id) {
                         return Err("a newer session replaced it");
                     }
                     match read(&message)? {
                         Some(FromAgent::Heartbeat { health }) => {
-                            self.live.heartbeat(host, Some(health));
+                            live.heartbeat(host, Some(health));
                             send(socket, &FromServer::HeartbeatReply { heartbeat_ms }).await?;
                         }
                         Some(words) => self.take(host, words),
@@ -108,9 +126,10 @@ impl Session {
         host: &str,
         sequence: u64,
     ) -> Result<(Sent, Cursor), &'static str> {
-        let snapshot = self.state.snapshot();
-        let cursor = self.state.follow(snapshot.revision);
-        let orders = orders::all(&snapshot, &self.sealer, host);
+        let Dispatch { state, sealer, .. } = &self.dispatch;
+        let snapshot = state.snapshot();
+        let cursor = state.follow(snapshot.revision);
+        let orders = orders::all(&snapshot, sealer, host);
         let tombstones = orders::tombstones(&snapshot, host);
         let sent = Sent {
             sequence: sequence + 1,
@@ -129,9 +148,10 @@ impl Session {
         sent: &mut Sent,
         touched: BTreeSet<At>,
     ) -> Result<(), &'static str> {
-        let snapshot = self.state.snapshot();
+        let Dispatch { state, sealer, .. } = &self.dispatch;
+        let snapshot = state.snapshot();
         let mut orders = Vec::new();
-        for order in touched.iter().filter_map(|at| orders::order(&snapshot, &self.sealer, at)) {
+        for order in touched.iter().filter_map(|at| orders::order(&snapshot, sealer, at)) {
             if order.assignment.host == host && sent.orders.get(order.uid()) != Some(&order) {
                 sent.orders.insert(order.uid().clone(), order.clone());
                 orders.push(order);
@@ -150,7 +170,8 @@ impl Session {
     }
 
     fn take(&self, host: &str, words: FromAgent) {
-        let snapshot = self.state.snapshot();
+        let Dispatch { state, live, events, .. } = &self.dispatch;
+        let snapshot = state.snapshot();
         let own = |uid: &Uid| {
             let at = snapshot.by_uid.get(uid)?;
             snapshot.assignments.get(at).filter(|placed| placed.assignment.host == host).map(|_| at)
@@ -159,24 +180,24 @@ impl Session {
             FromAgent::Reports { mut reports } => {
                 // A host can touch only its own.
                 reports.retain(|report| own(&report.uid).is_some());
-                self.live.reports(reports);
+                live.reports(reports);
             }
-            FromAgent::Orphans { orphans } => self.live.orphans(host, orphans),
+            FromAgent::Orphans { orphans } => live.orphans(host, orphans),
             FromAgent::Buried { mut uids } => {
                 let ours = |uid: &Uid| {
                     let tombstone = snapshot.tombstones.get(uid.as_str());
                     tombstone.is_some_and(|entry| entry.0.host.as_deref() == Some(host))
                 };
                 uids.retain(ours);
-                self.live.buried(uids);
+                live.buried(uids);
             }
             FromAgent::Happened { uid, reason, message, warning } => {
                 if let Some(row) = own(&uid).and_then(|at| snapshot.instances.at(at)) {
-                    self.events.note(&row.place(), Some(&uid), warning, &reason, message);
+                    events.note(&row.place(), Some(&uid), warning, &reason, message);
                 }
             }
             FromAgent::Hello(_) => tracing::warn!(host, "an agent said hello twice"),
-            FromAgent::Heartbeat { health } => self.live.heartbeat(host, Some(health)),
+            FromAgent::Heartbeat { health } => live.heartbeat(host, Some(health)),
         }
     }
 }
@@ -189,7 +210,7 @@ async fn greet(socket: &mut WebSocket) -> Option<Hello> {
         _ => "the first message is not a hello".to_owned(),
     };
     tracing::warn!(reason, "an agent was refused");
-    let _ = send(socket, &FromServer::Goodbye { reason }).await;
+    let _ = send(socket, &FromServer::Goodbye { reason, leader: None }).await;
     None
 }
 

@@ -1,63 +1,100 @@
 //! The agents' side of the server: the routes that only agents may take.
 
+use super::access::{self, speaks_for};
 use super::session::Session;
-use super::{Broker, Events, Live};
+use super::{Broker, Events, Live, join};
+use crate::auth::actor::Actor;
+use crate::auth::audit::Audit;
+use crate::auth::ca::Pki;
 use crate::auth::seal::Sealer;
 use crate::image::Archives;
 use crate::state::State;
-use axum::Router;
+use crate::store::Store;
 use axum::body::Body;
-use axum::extract::{Path, State as Shared, WebSocketUpgrade};
+use axum::extract::{DefaultBodyLimit, Path, State as Shared, WebSocketUpgrade};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use enoki_api::protocol::{ARCHIVE_PATH, SESSION_PATH, STREAM_PATH};
+use axum::routing::{get, post};
+use axum::{Extension, Router};
+use enoki_api::error::{Code, Problem};
+use enoki_api::identity::Identity;
+use enoki_api::protocol::{ARCHIVE_PATH, CERTIFICATE_PATH, JOIN_PATH, SESSION_PATH, STREAM_PATH};
 use std::sync::Arc;
 use tokio_util::io::ReaderStream;
 
 /// The largest message an agent may send.
 const MESSAGE_MAX: usize = 16 << 20;
+/// The largest body of a request to join.
+const BODY_MAX: usize = 64 << 10;
 
 /// What agents talk to.
 #[derive(Clone)]
 pub struct Dispatch {
     pub state: State,
+    pub store: Arc<dyn Store>,
     pub live: Live,
     pub broker: Broker,
     pub events: Events,
     pub sealer: Arc<Sealer>,
     pub archives: Archives,
+    pub audit: Audit,
+    pub pki: Pki,
 }
 
-/// The routes of the agents' socket. Who may connect is the socket's permissions' to say (root only).
+/// The routes of agents.
 pub fn router(dispatch: Dispatch) -> Router {
     Router::new()
         .route(SESSION_PATH, get(session))
         .route(&format!("{STREAM_PATH}/{{id}}"), get(stream))
         .route(&format!("{ARCHIVE_PATH}/{{digest}}"), get(archive))
+        .route(JOIN_PATH, post(join::join))
+        .route(CERTIFICATE_PATH, post(join::renew))
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .layer(axum::middleware::from_fn_with_state(dispatch.clone(), access::layer))
         .with_state(dispatch)
 }
 
-async fn session(Shared(dispatch): Shared<Dispatch>, upgrade: WebSocketUpgrade) -> Response {
-    let Dispatch { state, live, events, sealer, .. } = dispatch;
+async fn session(
+    Shared(dispatch): Shared<Dispatch>,
+    Extension(actor): Extension<Actor>,
+    upgrade: WebSocketUpgrade,
+) -> Response {
     upgrade
         .max_message_size(MESSAGE_MAX)
         .max_frame_size(MESSAGE_MAX)
-        .on_upgrade(move |socket| Session { state, live, events, sealer }.serve(socket))
+        .on_upgrade(move |socket| Session { dispatch, actor }.serve(socket))
 }
 
 async fn stream(
     Shared(dispatch): Shared<Dispatch>,
+    Extension(actor): Extension<Actor>,
     Path(id): Path<String>,
     upgrade: WebSocketUpgrade,
 ) -> Response {
-    if dispatch.broker.expects(&id).is_none() {
-        return (StatusCode::NOT_FOUND, "nobody waits for this stream").into_response();
+    match dispatch.broker.expects(&id) {
+        None => (StatusCode::NOT_FOUND, "nobody waits for this stream").into_response(),
+        Some(host) if !speaks_for(&actor, &host, None) => {
+            let problem = Problem::new(Code::Forbidden, "this stream is another host's");
+            access::refuse(&dispatch, &actor, "open a stream", &problem)
+        }
+        Some(_) => upgrade
+            .max_message_size(1 << 20)
+            .on_upgrade(async move |socket| dispatch.broker.arrived(&id, socket)),
     }
-    upgrade.max_message_size(1 << 20).on_upgrade(async move |socket| dispatch.broker.arrived(&id, socket))
 }
 
-async fn archive(Shared(dispatch): Shared<Dispatch>, Path(digest): Path<String>) -> Response {
+/// The bytes of an image that an instance of the asking host needs.
+async fn archive(
+    Shared(dispatch): Shared<Dispatch>,
+    Extension(actor): Extension<Actor>,
+    Path(digest): Path<String>,
+) -> Response {
+    if let Actor::Machine(Identity::Host { name, .. }) = &actor
+        && !super::orders::needs_archive(&dispatch.state.snapshot(), name, &digest)
+    {
+        let problem = Problem::new(Code::Forbidden, format!("no instance of host {name} needs this archive"));
+        return access::refuse(&dispatch, &actor, "fetch an archive", &problem);
+    }
     match dispatch.archives.open(&digest).await {
         Ok(file) => Body::from_stream(ReaderStream::with_capacity(file, 256 << 10)).into_response(),
         Err(error) => (StatusCode::NOT_FOUND, format!("archive {digest}: {error}")).into_response(),

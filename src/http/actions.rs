@@ -7,13 +7,14 @@ use super::edit::{self, Edit};
 use super::kinds::instance::bury;
 use super::objects::{Managed, Options, Place, finish, key, missing, place, plan};
 use super::query::{Params, if_match};
+use crate::auth::actor::Actor;
 use crate::store::Txn;
 use crate::store::keys::Key;
-use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use enoki_api::decode;
 use enoki_api::instance::{Doomed, InstanceSpec, RunState, Tombstone, disk_uid};
 use enoki_api::object::check_image_name;
@@ -35,10 +36,10 @@ async fn change(
     app: App,
     path: Place,
     headers: HeaderMap,
-    params: Params,
+    options: Options,
     change: impl Fn(&mut InstanceSpec),
 ) -> Answer {
-    let edit = Edit { expected: if_match(&headers)?, options: Options::take(params)?, done: StatusCode::OK };
+    let edit = Edit { expected: if_match(&headers)?, options, done: StatusCode::OK };
     let waits = edit.options.wait.is_some() || edit.options.dry_run;
     let at = place::<InstanceSpec>(&path);
     let mut response = edit::run::<InstanceSpec>(&app, at, edit, |old| {
@@ -54,16 +55,34 @@ async fn change(
     Ok(response)
 }
 
-async fn start(State(app): State<App>, path: Place, headers: HeaderMap, params: Params) -> Answer {
-    change(app, path, headers, params, |spec| spec.state = RunState::Running).await
+async fn start(
+    State(app): State<App>,
+    path: Place,
+    headers: HeaderMap,
+    Extension(actor): Extension<Actor>,
+    params: Params,
+) -> Answer {
+    change(app, path, headers, Options::take(actor, params)?, |spec| spec.state = RunState::Running).await
 }
 
-async fn stop(State(app): State<App>, path: Place, headers: HeaderMap, params: Params) -> Answer {
-    change(app, path, headers, params, |spec| spec.state = RunState::Stopped).await
+async fn stop(
+    State(app): State<App>,
+    path: Place,
+    headers: HeaderMap,
+    Extension(actor): Extension<Actor>,
+    params: Params,
+) -> Answer {
+    change(app, path, headers, Options::take(actor, params)?, |spec| spec.state = RunState::Stopped).await
 }
 
-async fn restart(State(app): State<App>, path: Place, headers: HeaderMap, params: Params) -> Answer {
-    change(app, path, headers, params, |spec| {
+async fn restart(
+    State(app): State<App>,
+    path: Place,
+    headers: HeaderMap,
+    Extension(actor): Extension<Actor>,
+    params: Params,
+) -> Answer {
+    change(app, path, headers, Options::take(actor, params)?, |spec| {
         spec.state = RunState::Running;
         spec.restart_count += 1;
     })
@@ -80,10 +99,11 @@ async fn rebuild(
     State(app): State<App>,
     path: Place,
     headers: HeaderMap,
+    Extension(actor): Extension<Actor>,
     params: Params,
     body: Body,
 ) -> Answer {
-    let options = Options::take(params)?;
+    let options = Options::take(actor, params)?;
     let expected = if_match(&headers)?;
     let wanted: Rebuild = decode::strict(&answer::body(body).await?)?;
     check_image_name("image", &wanted.image)?;

@@ -67,6 +67,7 @@ pub async fn run<K: Managed>(
         let old = &row.object;
         refuse_deleting(old)?;
         let mut new = change(old)?;
+        edit.options.may_set(Some(&old.spec), &new.spec)?;
         let spec_key = key(Key::spec(K::KIND.plural(), old.project.as_deref(), &at.1))?;
         let txn = Txn::new().when_unchanged(spec_key.clone(), old.revision);
         let txn = K::update(app, snapshot, row, &mut new, txn)?;

@@ -5,6 +5,7 @@
 
 use super::App;
 use super::answer::{self, BODY_MAX};
+use crate::auth::actor::Actor;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode};
@@ -77,7 +78,9 @@ pub async fn layer(State(app): State<App>, request: Request, next: Next) -> Resp
     hash.update([0]);
     hash.update(&body);
     let fingerprint: [u8; 32] = hash.finalize().into();
-    let mut slot = app.idempotency.slot(&String::from_utf8_lossy(&key)).await;
+    // A key is its sender's own: nobody gets an answer that was another's.
+    let actor = parts.extensions.get::<Actor>().map(Actor::to_string).unwrap_or_default();
+    let mut slot = app.idempotency.slot(&format!("{actor}/{}", String::from_utf8_lossy(&key))).await;
     if let Some(kept) = &*slot {
         if kept.request != fingerprint {
             return answer::problem(

@@ -4,6 +4,7 @@ use super::App;
 use super::answer::{self, Answer};
 use super::objects::Managed;
 use super::query::Params;
+use crate::auth::actor::Actor;
 use crate::state::At;
 use crate::state::Snapshot;
 use crate::store::keys::Key;
@@ -15,7 +16,7 @@ use enoki_api::list::{List, Undecodable};
 use enoki_api::object::Spec;
 
 /// One page, in order of project and name. A page is of one revision; the next may be of a newer one.
-pub fn page<K: Managed>(app: &App, project: &str, mut params: Params) -> Answer {
+pub fn page<K: Managed>(app: &App, project: &str, actor: &Actor, mut params: Params) -> Answer {
     let (limit, selector) = (params.page()?, params.selector()?);
     let after = params
         .take("continue")
@@ -25,8 +26,9 @@ pub fn page<K: Managed>(app: &App, project: &str, mut params: Params) -> Answer 
     params.done()?;
     let snapshot = app.state.snapshot();
     let project = Some(project).filter(|_| K::KIND.in_project());
-    let mut rows =
-        K::table(&snapshot).after(project, after.as_ref()).filter(|row| selector.matches(&row.object.labels));
+    let mut rows = K::table(&snapshot)
+        .after(project, after.as_ref())
+        .filter(|row| selector.matches(&row.object.labels) && K::visible(&row.object, actor));
     let mut items = Vec::new();
     let mut last = None;
     for row in rows.by_ref().take(limit) {

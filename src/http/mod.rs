@@ -4,6 +4,7 @@
 //! Handlers never call controllers: they meet through the store. An answer to a write waits, bounded, until this
 //! server's cache has seen the write, so what a user reads next is never older than what they wrote.
 
+mod access;
 mod actions;
 mod answer;
 mod audit;
@@ -22,9 +23,9 @@ mod streams;
 mod wait;
 mod watch;
 
-pub use audit::Audit;
 pub use kinds::project::with_default_network;
 
+use crate::auth::audit::Audit;
 use crate::auth::seal::Sealer;
 use crate::dispatch::{Broker, Events, Live};
 use crate::image::Archives;
@@ -32,13 +33,11 @@ use crate::scheduler::Policy;
 use crate::state::State;
 use crate::store::Store;
 use axum::Router;
-use axum::extract::connect_info::Connected;
-use axum::serve::IncomingStream;
 use enoki_api::error::{Code, Problem};
+use enoki_api::tls::Fingerprint;
 use idempotency::Idempotency;
 use ipnet::Ipv4Net;
 use std::sync::Arc;
-use tokio::net::UnixListener;
 
 /// What handlers work with. Cheap to clone.
 #[derive(Clone)]
@@ -54,6 +53,8 @@ pub struct App {
     /// Where the networks that the system makes get their CIDRs.
     pub pool: Ipv4Net,
     pub audit: Audit,
+    /// Of the cloud's CA: what a token carries.
+    pub ca: Fingerprint,
     idempotency: Idempotency,
 }
 
@@ -73,23 +74,10 @@ impl App {
         policy: Policy,
         pool: Ipv4Net,
         audit: Audit,
+        ca: Fingerprint,
     ) -> Self {
         let idempotency = Idempotency::default();
-        App { state, store, live, events, broker, sealer, archives, policy, pool, audit, idempotency }
-    }
-}
-
-/// Who is at the other end of the unix socket.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer {
-    pub uid: Option<u32>,
-    pub pid: Option<i32>,
-}
-
-impl Connected<IncomingStream<'_, UnixListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        let credentials = stream.io().peer_cred().ok();
-        Peer { uid: credentials.map(|c| c.uid()), pid: credentials.and_then(|c| c.pid()) }
+        App { state, store, live, events, broker, sealer, archives, policy, pool, audit, ca, idempotency }
     }
 }
 
@@ -114,6 +102,7 @@ pub fn router(app: App) -> Router {
         });
     routes
         .layer(axum::middleware::from_fn_with_state(app.clone(), idempotency::layer))
+        .layer(axum::middleware::from_fn_with_state(app.clone(), access::layer))
         .layer(axum::middleware::from_fn_with_state(app.clone(), audit::layer))
         .layer(axum::middleware::from_fn_with_state(app.clone(), answer::layer))
         .with_state(app)

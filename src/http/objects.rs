@@ -5,16 +5,17 @@ use super::commit::{Done, Step, commit};
 use super::edit::{self, Edit};
 use super::query::{Params, Wait, if_match};
 use super::{App, list, wait, watch};
+use crate::auth::actor::Actor;
 use crate::scheduler::Verdict;
 use crate::state::{At, Row, Snapshot, Table, encode_new};
 use crate::store::Txn;
 use crate::store::keys::Key;
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, Method, StatusCode};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get};
+use axum::{Extension, Router};
 use enoki_api::decode;
 use enoki_api::error::{Code, Problem};
 use enoki_api::merge::merge_patch;
@@ -70,6 +71,21 @@ pub trait Managed: Spec {
 
     fn delete(app: &App, snapshot: &Snapshot, row: &Row<Self>, txn: Txn) -> Result<(Txn, Deletion), Problem>;
 
+    /// What the maker is told of a new object and nobody ever again, in place of the usual answer.
+    fn told_once(_made: &Object<Self>) -> Option<Object<Self>> {
+        None
+    }
+
+    /// The field that only admins may set so, if this spec does (in place of `old`).
+    fn for_admins(_old: Option<&Self>, _new: &Self) -> Option<&'static str> {
+        None
+    }
+
+    /// Whether this object is shown in a list to one who may see the list.
+    fn visible(_object: &Object<Self>, _actor: &Actor) -> bool {
+        true
+    }
+
     /// After the transaction: what only this server keeps (files).
     fn deleted(_app: &App, _object: &Object<Self>) {}
 
@@ -114,14 +130,15 @@ async fn all<K: Managed>(
     State(app): State<App>,
     path: Place,
     headers: HeaderMap,
+    Extension(actor): Extension<Actor>,
     mut params: Params,
 ) -> Answer {
     let (project, _) = place::<K>(&path);
     known_project::<K>(&app.state.snapshot(), &project)?;
     if params.flag("watch")? {
-        return watch::stream::<K>(app, project, &headers, params).await;
+        return watch::stream::<K>(app, project, actor, &headers, params).await;
     }
-    list::page::<K>(&app, &project, params)
+    list::page::<K>(&app, &project, &actor, params)
 }
 
 /// An object of a project needs the project.
@@ -175,15 +192,26 @@ async fn read<K: Managed>(State(app): State<App>, path: Place, params: Params) -
 
 /// What a write does besides writing.
 pub struct Options {
+    pub actor: Actor,
     pub dry_run: bool,
     pub wait: Option<Wait>,
 }
 
 impl Options {
-    pub fn take(mut params: Params) -> Result<Self, Problem> {
-        let options = Options { dry_run: params.flag("dry_run")?, wait: params.wait()? };
+    pub fn take(actor: Actor, mut params: Params) -> Result<Self, Problem> {
+        let options = Options { actor, dry_run: params.flag("dry_run")?, wait: params.wait()? };
         params.done()?;
         Ok(options)
+    }
+
+    /// Refuses what only an admin may set in a spec of this kind.
+    pub fn may_set<K: Managed>(&self, old: Option<&K>, new: &K) -> Result<(), Problem> {
+        match K::for_admins(old, new) {
+            Some(field) if !self.actor.is_admin() => {
+                Err(Problem::new(Code::Forbidden, format!("{field} set so is for admins")).field(field))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -222,10 +250,11 @@ async fn create<K: Managed>(
     State(app): State<App>,
     path: Place,
     headers: HeaderMap,
+    Extension(actor): Extension<Actor>,
     params: Params,
     body: Body,
 ) -> Answer {
-    let options = Options::take(params)?;
+    let options = Options::take(actor, params)?;
     let (project, _) = place::<K>(&path);
     let (name, draft) = draft::<K>(&answer::body(body).await?, &project, None)?;
     make(&app, (project, name), draft, &headers, options).await
@@ -242,6 +271,7 @@ async fn make<K: Managed>(
     let mut spec = draft.spec;
     spec.fill(&at.1);
     checked(&spec)?;
+    options.may_set::<K>(None, &spec)?;
     let project = Some(at.0.as_str()).filter(|project| !project.is_empty());
     let mut wanted = Object::new(project, &at.1, draft.labels.unwrap_or_default(), spec, Timestamp::now());
     let retry_of = headers.get("idempotency-key").map(|key| idempotent_uid(key.as_bytes(), &at));
@@ -276,6 +306,10 @@ async fn make<K: Managed>(
         Done::Written(object) => {
             let message = format!("generation {}", object.generation);
             app.events.note(&object.key(), Some(&object.uid), false, "created", message);
+            if let Some(mut told) = K::told_once(&object) {
+                told.revision = K::table(&app.state.snapshot()).at(&at).map_or(0, |row| row.object.revision);
+                return Ok(answer::object(StatusCode::CREATED, &told));
+            }
             object.uid
         }
     };
@@ -330,10 +364,11 @@ async fn replace<K: Managed>(
     State(app): State<App>,
     path: Place,
     headers: HeaderMap,
+    Extension(actor): Extension<Actor>,
     params: Params,
     body: Body,
 ) -> Answer {
-    let options = Options::take(params)?;
+    let options = Options::take(actor, params)?;
     let at = place::<K>(&path);
     let (_, draft) = draft::<K>(&answer::body(body).await?, &at.0, Some(&at.1))?;
     let expected = if_match(&headers)?;
@@ -358,10 +393,11 @@ async fn patch<K: Managed>(
     State(app): State<App>,
     path: Place,
     headers: HeaderMap,
+    Extension(actor): Extension<Actor>,
     params: Params,
     body: Body,
 ) -> Answer {
-    let options = Options::take(params)?;
+    let options = Options::take(actor, params)?;
     let at = place::<K>(&path);
     let body = answer::body(body).await?;
     let patch: Value = serde_json::from_slice(&body)
@@ -396,11 +432,10 @@ async fn delete<K: Managed>(
     State(app): State<App>,
     path: Place,
     headers: HeaderMap,
+    Extension(actor): Extension<Actor>,
     params: Params,
-    method: Method,
 ) -> Answer {
-    debug_assert_eq!(method, Method::DELETE);
-    let options = Options::take(params)?;
+    let options = Options::take(actor, params)?;
     let at = place::<K>(&path);
     let expected = if_match(&headers)?;
     let planned = commit(&app, &at, |snapshot| {

@@ -4,6 +4,7 @@ use super::App;
 use super::answer::Answer;
 use super::objects::Managed;
 use super::query::Params;
+use crate::auth::actor::Actor;
 use crate::state::{At, Batch, Cursor, Snapshot};
 use crate::store::keys::Key;
 use axum::http::HeaderMap;
@@ -11,6 +12,7 @@ use axum::response::IntoResponse;
 use axum::response::sse::{Event, Sse};
 use enoki_api::error::{Code, Problem};
 use enoki_api::list::Selector;
+use enoki_api::object::Object;
 use futures::stream;
 use serde_json::{Value, json};
 use std::collections::{BTreeSet, VecDeque};
@@ -23,6 +25,7 @@ const BOOKMARK: Duration = Duration::from_secs(10);
 struct Watch {
     app: App,
     project: String,
+    actor: Actor,
     selector: Selector,
     cursor: Cursor,
     queue: VecDeque<Event>,
@@ -32,6 +35,7 @@ struct Watch {
 pub async fn stream<K: Managed>(
     app: App,
     project: String,
+    actor: Actor,
     headers: &HeaderMap,
     mut params: Params,
 ) -> Answer {
@@ -47,7 +51,8 @@ pub async fn stream<K: Managed>(
         let detail = format!("this server is at revision {}, not yet at {from}", snapshot.revision);
         return Err(Problem::new(Code::StaleReplica, detail).into());
     }
-    let mut watch = Watch { cursor: app.state.follow(from), app, project, selector, queue: VecDeque::new() };
+    let mut watch =
+        Watch { cursor: app.state.follow(from), app, project, actor, selector, queue: VecDeque::new() };
     if resume.is_none() {
         watch.whole::<K>(&snapshot);
     } else if let Err(compacted) = watch.cursor.check() {
@@ -63,13 +68,16 @@ pub async fn stream<K: Managed>(
 }
 
 impl Watch {
+    fn shows<K: Managed>(&self, object: &Object<K>) -> bool {
+        self.selector.matches(&object.labels) && K::visible(object, &self.actor)
+    }
+
     fn whole<K: Managed>(&mut self, snapshot: &Snapshot) {
         let project = Some(self.project.clone()).filter(|_| K::KIND.in_project());
-        for row in
-            K::table(snapshot).of(project.as_deref()).filter(|row| self.selector.matches(&row.object.labels))
-        {
-            self.queue.extend(put::<K>(&self.app, snapshot, &row.at(), row.object.revision));
-        }
+        let rows = K::table(snapshot).of(project.as_deref()).filter(|row| self.shows(&row.object));
+        let events = rows.filter_map(|row| put::<K>(&self.app, snapshot, &row.at(), row.object.revision));
+        let events: Vec<_> = events.collect();
+        self.queue.extend(events);
         self.queue.push_back(bookmark(snapshot.revision));
     }
 
@@ -94,7 +102,7 @@ impl Watch {
                 continue;
             }
             let matching = |snapshot: &Snapshot| {
-                K::table(snapshot).at(&at).filter(|row| self.selector.matches(&row.object.labels)).cloned()
+                K::table(snapshot).at(&at).filter(|row| self.shows(&row.object)).cloned()
             };
             match (matching(&batch.before), matching(&batch.after)) {
                 (before, Some(after)) => {

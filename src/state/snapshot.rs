@@ -11,6 +11,7 @@ use enoki_api::object::{Kind, Object, Spec, Uid};
 use enoki_api::project::ProjectSpec;
 use enoki_api::quantity::{Bytes, MilliCpu};
 use enoki_api::secret::SecretSpec;
+use enoki_api::token::TokenSpec;
 use enoki_api::volume::{VolumeSpec, VolumeStatus};
 use imbl::{OrdMap, OrdSet};
 use serde::de::DeserializeOwned;
@@ -30,6 +31,7 @@ pub struct Snapshot {
     pub secrets: Table<SecretSpec>,
     pub images: Table<ImageSpec>,
     pub instances: Table<InstanceSpec>,
+    pub tokens: Table<TokenSpec>,
     pub host_status: OrdMap<String, Arc<HostStatus>>,
     pub instance_status: OrdMap<At, Arc<InstanceStatus>>,
     pub volume_status: OrdMap<At, Arc<VolumeStatus>>,
@@ -37,6 +39,8 @@ pub struct Snapshot {
     /// By project, network and address.
     pub addresses: OrdMap<(String, String, IpAddr), Arc<(AddressClaim, Revision)>>,
     pub tombstones: OrdMap<String, Arc<(Tombstone, Revision)>>,
+    /// Who leads, as far as is known.
+    pub leader: Option<Arc<Leader>>,
     /// Revisions of keys that only guard something (segments).
     pub guards: OrdMap<String, Revision>,
     /// Keys whose value does not decode, and why: shown, acted on by nobody.
@@ -47,6 +51,15 @@ pub struct Snapshot {
     pub granted: OrdMap<String, Capacity>,
     /// Where each uid stands.
     pub by_uid: OrdMap<Uid, At>,
+}
+
+/// The elected server, as it wrote itself down.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Leader {
+    pub name: String,
+    /// Where agents and other servers reach it: `https://HOST:PORT`. None: on its own machine only.
+    #[serde(default)]
+    pub address: Option<String>,
 }
 
 /// An assignment and the revision of its key.
@@ -104,6 +117,7 @@ impl Snapshot {
             .chain(specs(&self.secrets))
             .chain(specs(&self.images))
             .chain(specs(&self.instances))
+            .chain(specs(&self.tokens))
             .chain(assignments)
             .chain(tombstones)
     }
@@ -155,7 +169,11 @@ impl Snapshot {
                 self.guards.insert(key.to_string(), stored.mod_revision);
                 Ok(())
             }
-            Key::Scale { .. } | Key::Election { .. } => Ok(()),
+            Key::Election { .. } => {
+                self.leader = Some(Arc::new(decode(stored)?));
+                Ok(())
+            }
+            Key::Scale { .. } => Ok(()),
         }
     }
 
@@ -167,6 +185,7 @@ impl Snapshot {
             Ok(Kind::Volume) => row(&mut self.volumes, stored),
             Ok(Kind::Secret) => row(&mut self.secrets, stored),
             Ok(Kind::Image) => row(&mut self.images, stored),
+            Ok(Kind::Token) => row(&mut self.tokens, stored),
             Ok(Kind::Instance) => {
                 let new = Row::<InstanceSpec>::decode(&stored.value, stored.mod_revision)?;
                 let at = new.at();
@@ -217,7 +236,8 @@ impl Snapshot {
             }
             Key::Tombstone { uid } => drop(self.tombstones.remove(uid)),
             Key::Segment { .. } => drop(self.guards.remove(&key.to_string())),
-            Key::Scale { .. } | Key::Election { .. } => {}
+            Key::Election { .. } => self.leader = None,
+            Key::Scale { .. } => {}
         }
     }
 
@@ -229,6 +249,7 @@ impl Snapshot {
             Ok(Kind::Network) => self.networks.remove(&at),
             Ok(Kind::Volume) => self.volumes.remove(&at),
             Ok(Kind::Secret) => self.secrets.remove(&at),
+            Ok(Kind::Token) => self.tokens.remove(&at),
             Ok(Kind::Image) => self.images.remove(&at),
             Ok(Kind::Instance) => {
                 if let Some(row) = self.instances.at(&at) {

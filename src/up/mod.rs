@@ -87,9 +87,13 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     let agent = AgentConfig::load()?;
     let plan = Plan::new(ServerConfig::load()?, &agent);
 
-    let ca_renewed = Pki::new(paths::PKI).ensure(SystemTime::now())?.ca;
-    etcd::write_etcdctl_env(&plan.server.etcd)
-        .with_context(|| format!("cannot write {}", paths::ETCDCTL_ENV))?;
+    // A host of a cloud elsewhere has no CA.
+    let mut ca_renewed = false;
+    if plan.runs(Service::Server) {
+        ca_renewed = Pki::new(paths::PKI).ensure(SystemTime::now())?.ca;
+        etcd::write_etcdctl_env(&plan.server.etcd)
+            .with_context(|| format!("cannot write {}", paths::ETCDCTL_ENV))?;
+    }
     if ca_renewed && let Some(running) = find(Service::Etcd.name()) {
         running
             .stop(Service::Etcd.stop_grace())

@@ -65,6 +65,8 @@ pub struct Plan {
     /// The unix socket that the agent will use.
     pub docker_socket: PathBuf,
     own_docker: bool,
+    /// This machine's agent has its server on this machine: so has `enoki up`. Else it is a host of a cloud elsewhere.
+    own_server: bool,
 }
 
 impl Plan {
@@ -75,15 +77,17 @@ impl Plan {
     pub fn new(server: ServerConfig, agent: &AgentConfig) -> Self {
         let docker_socket = PathBuf::from(agent.docker.trim_start_matches("unix://"));
         let own_docker = docker_socket == Path::new(paths::DOCKER_SOCKET);
-        Self { server, docker_socket, own_docker }
+        let own_server = agent.servers.iter().any(|server| server.starts_with("unix:"));
+        Self { server, docker_socket, own_docker, own_server }
     }
 
     /// Whether the service is for us to start when it is not running. Docker on another socket and etcd elsewhere are not.
     pub fn runs(&self, service: Service) -> bool {
         match service {
             Service::Containerd | Service::Dockerd => self.own_docker,
-            Service::Etcd => self.server.runs_own_etcd(),
-            Service::Server | Service::Agent => true,
+            Service::Etcd => self.own_server && self.server.runs_own_etcd(),
+            Service::Server => self.own_server,
+            Service::Agent => true,
         }
     }
 
@@ -192,5 +196,8 @@ mod tests {
         server.etcd.endpoints = vec!["https://198.18.0.2:2379".into()];
         let agent = AgentConfig { docker: "unix:///srv/docker.sock".into(), ..AgentConfig::default() };
         assert_eq!(plan(server, agent), [Service::Server, Service::Agent]);
+        let agent = AgentConfig { servers: vec!["https://198.18.0.2:7443".into()], ..AgentConfig::default() };
+        let host_only = [Service::Containerd, Service::Dockerd, Service::Agent];
+        assert_eq!(plan(ServerConfig::default(), agent), host_only);
     }
 }

@@ -214,6 +214,9 @@ async fn renew() {
 
 /// Renews what is near its end. etcd reads its leaf certificate at each handshake, its CA at its start only.
 pub async fn renew_certificates() -> anyhow::Result<()> {
+    if !Plan::load()?.runs(Service::Server) {
+        return Ok(());
+    }
     let renewed = tokio::task::spawn_blocking(|| Pki::new(paths::PKI).ensure(SystemTime::now())).await??;
     if !renewed.leaves.is_empty() {
         info!(certificates = renewed.leaves.join(", "), "renewed");

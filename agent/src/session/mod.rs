@@ -19,6 +19,7 @@ use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
 use outbox::Outbox;
 use socket::{Dialer, Socket};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -46,8 +47,8 @@ pub enum Error {
     Dial(#[from] socket::Error),
     #[error("the server did not welcome this agent in time")]
     NoWelcome,
-    #[error("the server ended the session: {0}")]
-    Goodbye(String),
+    #[error("the server ended the session: {reason}")]
+    Goodbye { reason: String, leader: Option<String> },
     #[error("a delta from {from} does not follow on {known:?}")]
     Gap { from: u64, known: Option<u64> },
     #[error("the server fell silent")]
@@ -65,6 +66,8 @@ pub struct Session {
     pub fleet: Fleet,
     pub outbox: Outbox,
     pub streams: Streams,
+    /// A file that is there while there is a session.
+    pub mark: PathBuf,
     pub stop: CancellationToken,
 }
 
@@ -85,6 +88,12 @@ impl Session {
                 () = self.stop.cancelled() => return,
                 ended = self.hold() => ended,
             };
+            let leader = match &ended {
+                Err(Error::Goodbye { leader, .. }) => leader.clone(),
+                Ok(()) | Err(_) => None,
+            };
+            let told = leader.is_some();
+            self.dialer.move_on(leader);
             let why = ended.err().map_or_else(String::new, |error| error.to_string());
             // A server that is away for an hour is one line.
             if why != last {
@@ -95,9 +104,11 @@ impl Session {
                 wait = waits.build();
                 last.clear();
             }
+            // Where the leader is known, it is dialled at once.
+            let pause = wait.next().unwrap_or(AGAIN_LONGEST);
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                () = tokio::time::sleep(wait.next().unwrap_or(AGAIN_LONGEST)) => {}
+                () = tokio::time::sleep(if told { AGAIN_FIRST } else { pause }) => {}
             }
         }
     }
@@ -113,9 +124,10 @@ impl Session {
                 tracing::info!(session, "a session with the server");
                 period(heartbeat_ms)
             }
-            FromServer::Goodbye { reason } => return Err(Error::Goodbye(reason)),
+            FromServer::Goodbye { reason, leader } => return Err(Error::Goodbye { reason, leader }),
             _ => return Err(Error::NoWelcome),
         };
+        let _mark = Mark::set(&self.mark, &self.dialer.server());
         self.outbox.renew();
         let (set_period, told) = watch::channel(period);
         // Side by side, so that taking in a thousand orders delays no heartbeat. Either's end is the session's.
@@ -178,9 +190,28 @@ impl Session {
                     sequence = Some(to);
                 }
                 FromServer::Open { stream, request } => self.streams.open(stream, request),
-                FromServer::Goodbye { reason } => return Err(Error::Goodbye(reason)),
+                FromServer::Goodbye { reason, leader } => return Err(Error::Goodbye { reason, leader }),
             }
         }
+    }
+}
+
+/// Says to this machine that there is a session; gone with it.
+struct Mark<'a>(&'a Path);
+
+impl<'a> Mark<'a> {
+    fn set(path: &'a Path, server: &str) -> Self {
+        if let Err(error) = std::fs::write(path, format!("{server}\n")) {
+            tracing::debug!(%error, "the session is not marked");
+        }
+        Mark(path)
+    }
+}
+
+impl Drop for Mark<'_> {
+    fn drop(&mut self) {
+        // Where there was none, there is none to remove.
+        let _ = std::fs::remove_file(self.0);
     }
 }
 

@@ -30,6 +30,11 @@ impl Target {
         root.join("projects").join(project.unwrap_or(crate::project::DEFAULT)).join(kind.plural())
     }
 
+    /// A fixed path, as it stands in the protocol.
+    pub fn path(path: &str) -> Self {
+        Target { path: path.to_owned(), query: String::new() }
+    }
+
     /// One object.
     pub fn object(kind: Kind, project: Option<&str>, name: &str) -> Self {
         Target::kind(kind, project).join(name)

@@ -6,6 +6,7 @@ pub mod instance;
 pub mod network;
 pub mod project;
 pub mod secret;
+pub mod token;
 pub mod volume;
 
 use super::App;
@@ -24,6 +25,7 @@ pub fn routes() -> Router<App> {
         .merge(of::<enoki_api::secret::SecretSpec>())
         .merge(of::<enoki_api::image::ImageSpec>())
         .merge(of::<enoki_api::instance::InstanceSpec>())
+        .merge(of::<enoki_api::token::TokenSpec>())
         .merge(image::routes())
 }
 

@@ -6,7 +6,7 @@ use crate::state::{Row, Snapshot, Table};
 use crate::store::Txn;
 use crate::store::keys::Key;
 use enoki_api::error::{Code, Problem};
-use enoki_api::network::{Network, NetworkSpec, NetworkStatus};
+use enoki_api::network::{Gateway, Network, NetworkKind, NetworkSpec, NetworkStatus};
 use enoki_api::object::Object;
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
@@ -30,6 +30,16 @@ impl Managed for NetworkSpec {
             .filter(|(_, c)| c.0.held_until.is_none_or(|until| until > now));
         network.status =
             NetworkStatus { addresses: hosts.saturating_sub(gateway), used: used.count() as u64 };
+    }
+
+    fn for_admins(old: Option<&Self>, new: &Self) -> Option<&'static str> {
+        match old {
+            // All of it is immutable: what is there was allowed.
+            Some(_) => None,
+            None if new.kind == NetworkKind::Vlan => Some("spec.type"),
+            None if new.gateway == Gateway::Host => Some("spec.gateway"),
+            None => None,
+        }
     }
 
     fn create(_app: &App, snapshot: &Snapshot, network: &mut Object<Self>, txn: Txn) -> Result<Txn, Problem> {

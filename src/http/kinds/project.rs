@@ -1,6 +1,7 @@
 //! Projects: each comes with a `default` network.
 
 use super::network;
+use crate::auth::actor::Actor;
 use crate::http::App;
 use crate::http::objects::{Deletion, Managed, key};
 use crate::state::{Row, Snapshot, Table, encode_new};
@@ -29,6 +30,10 @@ impl Managed for ProjectSpec {
             networks: snapshot.networks.of(name).count() as u64,
             volumes: snapshot.volumes.of(name).count() as u64,
         };
+    }
+
+    fn visible(project: &Object<Self>, actor: &Actor) -> bool {
+        actor.sees(&project.name)
     }
 
     fn create(app: &App, snapshot: &Snapshot, project: &mut Object<Self>, txn: Txn) -> Result<Txn, Problem> {

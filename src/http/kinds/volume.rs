@@ -22,6 +22,10 @@ impl Managed for VolumeSpec {
         volume.status.used_by = users(snapshot, volume);
     }
 
+    fn for_admins(old: Option<&Self>, new: &Self) -> Option<&'static str> {
+        (new.path.is_some() && old.is_none_or(|old| old.path != new.path)).then_some("spec.path")
+    }
+
     fn update(
         _app: &App,
         _snapshot: &Snapshot,
