@@ -17,8 +17,9 @@ ENOKI := $(TARGET_DIR)/release/enoki
 STATIC_DIR := $(TARGET_DIR)/static
 HELPERS = $(STATIC_DIR)/$(HOST)/release
 YES ?=
+HOSTS ?= 3
 
-.PHONY: help setup build helpers install images up down destroy test check deny unit sweep bench-launch
+.PHONY: help setup build helpers install images up down destroy test check deny unit sweep lab lab-down bench-launch
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +80,15 @@ unit: helpers
 
 sweep: ## remove what killed test runs left behind
 	@ENOKI_TEST_HELPERS=$(HELPERS) $(CARGO) nextest run --locked --test harness_self -E 'test(=sweeps_up_after_killed_runs)'
+
+lab: setup helpers ## a cloud of HOSTS=3 machines on this one; source /run/enoki-lab/env to talk to it
+	$(CARGO) build --locked -p enoki --bin enoki -p enoki-harness --bin enoki-lab
+	@deploy/images/tiny.sh >/dev/null
+	@deploy/images/debian.sh >/dev/null
+	@ENOKI_TEST_HELPERS=$(HELPERS) deploy/lab.sh up $(HOSTS) $(TARGET_DIR)/debug/enoki-lab
+
+lab-down: ## end the lab
+	@deploy/lab.sh down
 
 bench-launch: setup helpers ## launch speed of instances, beside its peers (FULL=1: the whole; SMOKE=1: a minute)
 	@benches/setup.sh

@@ -13,8 +13,9 @@ pub(crate) const HELPERS: [(&str, &str); 2] = [("enoki-runtime", "runtime"), ("e
 /// The `enoki` that Cargo built for this test: beside the folder that the test itself stands in.
 pub(crate) fn enoki_binary() -> Result<PathBuf, String> {
     let test = std::env::current_exe().map_err(|error| error.to_string())?;
+    // A test stands in `deps`, a program beside it.
     let found =
-        test.ancestors().skip(2).take(1).map(|folder| folder.join("enoki")).find(|path| path.is_file());
+        test.ancestors().skip(1).take(2).map(|folder| folder.join("enoki")).find(|path| path.is_file());
     found.ok_or_else(|| {
         format!("`enoki` is not built beside {}: run `cargo build` or `make test`", test.display())
     })
