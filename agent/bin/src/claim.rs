@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use crate::{Refusal, lower, overlay};
+use crate::{Refusal, lower, overlay, record};
 
 /// The container that mounted the disk last.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,14 +92,24 @@ impl Claim {
     }
 }
 
-/// The mountpoint whose last owner is this container, searched among all overlays that are mounted now. For when the record is gone.
-pub fn find_mountpoint(container: &str) -> Option<PathBuf> {
-    let mounts = lower::mounts().ok()?;
-    let mut overlays = mounts.into_iter().filter(|m| m.fstype == "overlay").map(|m| m.at);
-    overlays.find(|at| {
-        let text = std::fs::read_to_string(owner_file(at)).unwrap_or_default();
-        serde_json::from_str::<Owner>(&text).is_ok_and(|owner| owner.container == container)
+/// Where this container's disk is mounted: by its record, or, when that is gone, by its name among all overlays that are mounted now.
+pub fn mountpoint(container: &str) -> Option<PathBuf> {
+    let recorded = record::load(container).ok();
+    recorded.and_then(|record| record.rootfs.mountpoint.canonicalize().ok()).or_else(|| {
+        let mounts = lower::mounts().ok()?;
+        let mut overlays = mounts.into_iter().filter(|m| m.fstype == "overlay").map(|m| m.at);
+        overlays.find(|at| read_owner(at).is_some_and(|owner| owner.container == container))
     })
+}
+
+/// The container as its disk's owner, which tells where runc has it. Not locked: while a container runs, nobody writes there. None:
+/// it has no disk of ours, or has it no more.
+pub fn owner(container: &str) -> Option<Owner> {
+    read_owner(&mountpoint(container)?).filter(|owner| owner.container == container)
+}
+
+fn read_owner(mountpoint: &Path) -> Option<Owner> {
+    serde_json::from_slice(&std::fs::read(owner_file(mountpoint)).ok()?).ok()
 }
 
 fn owner_file(mountpoint: &Path) -> PathBuf {

@@ -17,6 +17,7 @@ pub mod netns;
 pub mod overlay;
 pub mod record;
 pub mod refusal;
+pub mod runc;
 
 pub use record::{IoLimit, Record, Resources, Rootfs};
 pub use refusal::Refusal;

@@ -11,10 +11,8 @@ use std::process::ExitCode;
 
 use enoki_helpers::args::Call;
 use enoki_helpers::claim::{Claim, Owner};
-use enoki_helpers::{Record, Refusal, edit, folders, lower, netns, overlay, record};
+use enoki_helpers::{Record, Refusal, edit, folders, lower, netns, overlay, record, runc};
 use serde_json::Value;
-
-use crate::runc;
 
 /// The error names whom it is about: the instance when the record could be read, else the container.
 pub fn create(

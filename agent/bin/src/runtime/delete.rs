@@ -7,9 +7,7 @@ use std::process::ExitCode;
 
 use enoki_helpers::args::Call;
 use enoki_helpers::claim::{self, Claim, Owner};
-use enoki_helpers::{Refusal, record};
-
-use crate::runc;
+use enoki_helpers::{Refusal, runc};
 
 pub fn delete(runc: &Path, call: &Call, words: &[OsString], id: &str) -> Result<ExitCode, Refusal> {
     let status = runc::wait_for(runc, words)
@@ -25,9 +23,7 @@ pub fn delete(runc: &Path, call: &Call, words: &[OsString], id: &str) -> Result<
 
 /// Only what this container mounted: a successor may have taken the disk over already.
 fn unmount(me: &Owner) -> Result<(), Refusal> {
-    let recorded = record::load(&me.container).ok();
-    let recorded = recorded.and_then(|record| record.rootfs.mountpoint.canonicalize().ok());
-    let Some(mountpoint) = recorded.or_else(|| claim::find_mountpoint(&me.container)) else {
+    let Some(mountpoint) = claim::mountpoint(&me.container) else {
         return Ok(());
     };
     let mut claim = Claim::lock(&mountpoint)?;

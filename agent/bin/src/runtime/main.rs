@@ -6,13 +6,13 @@
 
 mod create;
 mod delete;
-mod runc;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use enoki_helpers::args::{self, Verb};
 use enoki_helpers::refusal::append_to_runc_log;
+use enoki_helpers::runc;
 
 fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();

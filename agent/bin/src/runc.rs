@@ -1,6 +1,6 @@
 //! The real runtime: where it is, becoming it, and waiting for it.
 //!
-//! While runc works, this process stands in its place: same standard streams, inherited descriptors and arguments; signals are handed on; its
+//! While runc works, the wrapper stands in its place: same standard streams, inherited descriptors and arguments; signals are handed on; its
 //! exit code is ours; when this process is killed, runc is too, so that nobody mounts or starts behind a caller's back.
 
 use std::ffi::OsString;
@@ -11,9 +11,10 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
-use enoki_helpers::Refusal;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
+
+use crate::Refusal;
 
 /// Searched in this order and nowhere else: PATH belongs to the caller, not to root.
 const PLACES: [&str; 6] = [
