@@ -1,6 +1,6 @@
 //! One program in an instance, joined with one stream: output out, input in, its exit code last.
 
-use super::{NOT_RUN, finish, refuse, send};
+use super::{NOT_RUN, finish, hung_up, refuse, send};
 use crate::runtime::{Error, ExecEnd, ExecRequest, ExecStream, Output, Runtime};
 use crate::session::socket::Socket;
 use enoki_api::protocol::{Channel, Exit, TerminalSize};
@@ -29,16 +29,27 @@ pub async fn serve(
     };
     let (mut sink, mut source) = socket.split();
     // Cancel-safe: whichever ends first ends the attachment; the program itself is not touched.
-    let told = tokio::select! {
-        told = tell(&mut output, &mut sink) => told?,
+    tokio::select! {
+        finished = tell_all(runtime, &id, &mut output, &mut sink) => finished?,
         () = hear(runtime, &id, &mut source, input) => return Ok(()),
-    };
-    let exit = match told {
+    }
+    hung_up(&mut source).await;
+    Ok(())
+}
+
+/// Output and, last, how the program ended.
+async fn tell_all(
+    runtime: &dyn Runtime,
+    exec: &str,
+    output: &mut (impl futures::Stream<Item = Result<Output, Error>> + Unpin),
+    sink: &mut SplitSink<Socket, Message>,
+) -> Result<(), String> {
+    let exit = match tell(output, sink).await? {
         Told::Broken(error) => Exit { code: NOT_RUN, error: Some(error.to_string()) },
-        Told::All(held) => match (ended(runtime, &id).await, held) {
+        Told::All(held) => match (ended(runtime, exec).await, held) {
             (Ok(ExecEnd::Exited(code)), held) => {
                 if let Some(piece) = held {
-                    pass(&mut sink, &piece).await?;
+                    pass(sink, &piece).await?;
                 }
                 Exit { code: i32::try_from(code).unwrap_or(NOT_RUN), error: None }
             }
@@ -46,7 +57,7 @@ pub async fn serve(
             (Err(why), _) => Exit { code: NOT_RUN, error: Some(why) },
         },
     };
-    finish(&mut sink, &exit).await
+    finish(sink, &exit).await
 }
 
 /// How the output ended.

@@ -14,7 +14,7 @@ use crate::session::socket::{Dialer, Socket};
 use enoki_api::object::Uid;
 use enoki_api::protocol::{Channel, Exit, STREAM_PATH, StreamRequest};
 use futures::stream::SplitSink;
-use futures::{SinkExt, StreamExt};
+use futures::{SinkExt, Stream, StreamExt};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -25,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 const STREAMS: usize = 256;
 /// How often a followed log is looked at.
 const FOLLOW: Duration = Duration::from_millis(100);
+/// How long a client has to hang up after the last word.
+const HANG_UP: Duration = Duration::from_secs(5);
 /// The code of a program that could not be run.
 const NOT_RUN: i32 = 125;
 /// The console's shell: root's own by `su`, else what is there.
@@ -203,5 +205,14 @@ async fn refuse(socket: &mut Socket, why: &str) -> Result<(), String> {
     let exit = Exit { code: NOT_RUN, error: Some(why.to_owned()) };
     let text = serde_json::to_vec(&exit).map_err(|error| error.to_string())?;
     socket.send(frame(Channel::Exit, &text)).await.map_err(|error| error.to_string())?;
-    socket.close(None).await.map_err(|error| error.to_string())
+    socket.close(None).await.map_err(|error| error.to_string())?;
+    hung_up(socket).await;
+    Ok(())
+}
+
+/// After the last word: reads past what the client still sends until it hangs up. A connection that is closed on bytes that
+/// nobody read breaks on the other side, and the last word with it.
+async fn hung_up<E>(source: &mut (impl Stream<Item = Result<Message, E>> + Unpin)) {
+    // An error: the client does not hang up.
+    let _ = tokio::time::timeout(HANG_UP, async { while let Some(Ok(_)) = source.next().await {} }).await;
 }
