@@ -5,6 +5,8 @@
 
 #[path = "support/machines.rs"]
 mod machines;
+#[path = "support/programs.rs"]
+mod programs;
 
 use std::time::{Duration, Instant};
 
@@ -40,12 +42,14 @@ fn parts_away() {
         return;
     }
     let cloud = peopled();
+    programs::start(&cloud);
     steps(
         &cloud,
         &[
             ("each part killed", each_killed),
             ("dockerd away", dockerd_away),
             ("dockerd hangs", dockerd_hangs),
+            ("containerd away", containerd_away),
             ("etcd away", etcd_away),
             ("no wrapper", no_wrapper),
             ("an object that does not decode", undecodable),
@@ -127,7 +131,9 @@ fn each_killed(cloud: &Cloud) {
 
 fn dockerd_away(cloud: &Cloud) {
     let before = both(cloud);
+    let given = programs::given(cloud);
     let held = held_down(cloud, "dockerd");
+    programs::work(cloud, &given);
     counts_throughout(&[&before[0], &before[1]], AWAY);
     let hosts = cloud.api("GET", "/v1/hosts", None).expect(200).json;
     assert_eq!(hosts["items"][0]["status"]["phase"], "degraded", "{hosts}");
@@ -137,17 +143,23 @@ fn dockerd_away(cloud: &Cloud) {
     before.iter().for_each(|machine| machine.unchanged(cloud));
 }
 
-fn dockerd_hangs(cloud: &Cloud) {
-    let before = both(cloud);
-    let held = Held(cloud.kill("dockerd", Signal::SIGSTOP));
+fn degraded(cloud: &Cloud, reason: &str) {
     eventually("degraded", SOON, || {
         let seen = cloud.api("GET", "/v1/hosts", None);
         let status = &seen.json["items"][0]["status"];
-        if status["phase"] == "degraded" && status["reason"] == "docker_hanging" {
-            Ok(())
-        } else {
-            Err(seen.body)
-        }
+        if status["phase"] == "degraded" && status["reason"] == reason { Ok(()) } else { Err(seen.body) }
+    });
+}
+
+fn dockerd_hangs(cloud: &Cloud) {
+    let before = both(cloud);
+    let held = Held(cloud.kill("dockerd", Signal::SIGSTOP));
+    degraded(cloud, "docker_hanging");
+    cloud.enoki(&["exec", "counter", "--", "sh", "-c", "exit 7"]).exits(7);
+    cloud.kill("agent", Signal::SIGKILL);
+    eventually("a new agent knows by its ledger what runs", SOON, || {
+        let out = cloud.enoki(&["exec", "counter", "--", "sh", "-c", "exit 7"]);
+        if out.code() == 7 { Ok(()) } else { Err(out.to_string()) }
     });
     let asked = Instant::now();
     cloud.enoki(&["get", "instances"]).ok();
@@ -163,6 +175,16 @@ fn dockerd_hangs(cloud: &Cloud) {
     phase(cloud, "waiting", "running");
     well(cloud, "counter");
     cloud.enoki(&["delete", "instance", "waiting"]).ok();
+    before.iter().for_each(|machine| machine.unchanged(cloud));
+}
+
+fn containerd_away(cloud: &Cloud) {
+    let before = both(cloud);
+    let held = held_down(cloud, "containerd");
+    degraded(cloud, "containerd_down");
+    cloud.enoki(&["exec", "counter", "--", "sh", "-c", "exit 7"]).exits(7);
+    drop(held);
+    well(cloud, "counter");
     before.iter().for_each(|machine| machine.unchanged(cloud));
 }
 
@@ -199,8 +221,17 @@ fn etcd_away(cloud: &Cloud) {
 
 fn no_wrapper(cloud: &Cloud) {
     let before = both(cloud);
-    Running::start(cloud, "wrapped", &[], COUNTER);
-    cloud.enoki(&["stop", "wrapped"]).ok();
+    let given = programs::given(cloud);
+    let wrapped = Running::start(cloud, "wrapped", &[], COUNTER);
+    cloud.sh("mv /usr/local/lib/enoki/runtime /usr/local/lib/enoki/runtime.away").ok();
+    cloud.enoki(&["stop", "wrapped", "--timeout", "5s"]).exits(3);
+    let seen = instance(cloud, "wrapped");
+    let told = seen["status"]["message"].as_str().unwrap_or_default();
+    assert!(told.contains("/usr/local/lib/enoki/runtime") && told.contains("make install"), "{seen}");
+    wrapped.goes_on();
+    cloud.sh("mv /usr/local/lib/enoki/runtime.away /usr/local/lib/enoki/runtime").ok();
+    let seen = phase(cloud, "wrapped", "stopped");
+    assert_eq!(seen["status"]["exit_code"], 143, "killed without a word: {seen}");
     cloud.sh("mv /usr/local/lib/enoki/runtime /usr/local/lib/enoki/runtime.away").ok();
     cloud.enoki(&["start", "wrapped", "--timeout", "10s"]);
     let seen = eventually("the reason", SOON, || {
@@ -212,6 +243,9 @@ fn no_wrapper(cloud: &Cloud) {
     assert!(told.contains("runtime"), "no word of the wrapper: {told}");
     let mode = cloud.docker(&["inspect", "-f", "{{.HostConfig.NetworkMode}}", "enoki.default.wrapped"]).ok();
     assert_eq!(mode.text(), "none");
+    let by_docker = cloud.docker(&["exec", "enoki.default.counter", "true"]);
+    assert_ne!(by_docker.code(), 0, "Docker itself needs the wrapper: {by_docker}");
+    programs::work(cloud, &given);
     before.iter().for_each(|machine| machine.unchanged(cloud));
     cloud.sh("mv /usr/local/lib/enoki/runtime.away /usr/local/lib/enoki/runtime").ok();
     phase(cloud, "wrapped", "running");

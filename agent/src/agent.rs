@@ -97,7 +97,7 @@ fn left(has: Capacity, reserve: Capacity) -> Capacity {
 pub async fn run(config: AgentConfig, stop: CancellationToken) -> anyhow::Result<()> {
     let machine = Linux::open().await.context("cannot take this host over")?;
     let cgroup = machine.cgroup();
-    let runtime = Arc::new(Docker::new(&config.docker, Deadlines::default()));
+    let runtime = Arc::new(Docker::new(&config.docker, enoki_helpers::RUNTIME, Deadlines::default()));
     run_with(config, Parts { runtime, machine: Arc::new(machine), cgroup }, stop).await
 }
 

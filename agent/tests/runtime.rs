@@ -114,7 +114,11 @@ impl Bench for Real {
         }
         self.state = Daemon::Up;
         self.engine.wait_for_socket();
-        eventually("the daemon answers again", async || self.docker.list().await.is_ok()).await;
+        // The agent asks all the time; until it is asked, the daemon counts as away for programs.
+        eventually("the daemon is well again", async || {
+            self.docker.health().await.phase == HostPhase::Ready && self.docker.list().await.is_ok()
+        })
+        .await;
     }
 }
 
@@ -449,12 +453,13 @@ async fn docker_conforms() {
     let engine = Engine::start();
     let deadlines =
         Deadlines { quick: DEADLINE, slow: DEADLINE, health: Duration::from_secs(2), ..Deadlines::default() };
-    let docker = Docker::new(engine.socket(), deadlines);
+    let docker = Docker::new(engine.socket(), engine.wrapper(), deadlines);
     eventually("dockerd answers", async || docker.list().await.is_ok()).await;
     let mut real = Real { engine, docker, state: Daemon::Up };
     conformance(&mut real).await;
     machine(&real).await;
     refusal(&real).await;
+    unwrapped(&real).await;
     strangers(&real).await;
 }
 
@@ -543,6 +548,29 @@ async fn refusal(real: &Real) {
     assert!(matches!(state(&real.docker, &id).await, Some(State::Running { .. })));
     real.docker.stop(&id, Duration::from_secs(1)).await.unwrap();
     real.docker.remove(&id).await.unwrap();
+}
+
+/// Without the wrapper Docker is not asked for what goes through it, and goes on when it is back.
+async fn unwrapped(real: &Real) {
+    let (image, _) = archive(IMAGE);
+    let docker = &real.docker;
+    let id = docker.create(&create("unwrapped", &Uid::random(), &image)).await.unwrap();
+    docker.start(&id).await.unwrap();
+    let running = state(docker, &id).await;
+    let (wrapper, away) = (real.engine.wrapper(), real.engine.folder.path().join("away"));
+    std::fs::rename(&wrapper, &away).unwrap();
+    for refused in
+        [docker.start(&id).await, docker.stop(&id, Duration::from_secs(1)).await, docker.remove(&id).await]
+    {
+        let told = wrapper.to_string_lossy();
+        assert!(matches!(&refused, Err(Error::Refused(text)) if text.contains(&*told)), "{refused:?}");
+    }
+    assert_eq!(state(docker, &id).await, running);
+    std::fs::rename(&away, &wrapper).unwrap();
+    docker.stop(&id, Duration::from_secs(5)).await.unwrap();
+    let ended = state(docker, &id).await;
+    assert!(matches!(ended, Some(State::Exited { code: 143, .. })), "{ended:?}");
+    docker.remove(&id).await.unwrap();
 }
 
 /// Containers of others are none of ours; one with our label but damaged is shown, not dropped.

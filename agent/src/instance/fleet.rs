@@ -201,9 +201,13 @@ impl Fleet {
 
     /// The instance's running container. None: it does not run, as far as this host knows.
     pub fn running(&self, uid: &Uid) -> Option<String> {
-        let last = self.host.outbox.last(uid)?;
-        last.pid?;
-        last.container_id
+        if let Some(last) = self.host.outbox.last(uid) {
+            return last.container_id.filter(|_| last.pid.is_some());
+        }
+        // Not seen since this agent began, because Docker is away: as the ledger has it.
+        let facts = self.host.ledger.get(uid)?.facts;
+        let boot = self.host.machine.boot();
+        facts.run.filter(|run| run.boot == boot && facts.exit.is_none()).map(|run| run.container)
     }
 
     /// Follows Docker until `stop`: events wake tasks, lists find what no event told.

@@ -4,6 +4,10 @@
 //! takes one of a bounded number of places: callers of a daemon that hangs end one after the other with
 //! [`Error::Unavailable`], and nothing piles up behind it. Only an answer in Docker's own words ("No such ...")
 //! makes anything *known to be absent*.
+//!
+//! Whatever becomes of a container goes through the runtime wrapper. While that is missing, Docker would fail with
+//! riddles, kill without asking and leave shims behind; it is not asked then. Programs start beneath Docker, by runc,
+//! where Docker is known not to start them ([`Docker::exec`]).
 
 mod exec;
 mod health;
@@ -11,6 +15,7 @@ mod images;
 mod reading;
 mod wire;
 
+use super::runc::Programs;
 use super::{Container, Create, Error, Event, ExecEnd, ExecRequest, ExecStream, ImageInfo, Runtime};
 use async_trait::async_trait;
 use bollard::errors::Error as Fault;
@@ -31,6 +36,7 @@ use jiff::Timestamp;
 use reading::{UID_LABEL, container, image_info};
 use std::collections::HashMap;
 use std::future::Future;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -111,11 +117,16 @@ pub struct Docker {
     calls: Semaphore,
     stops: Semaphore,
     transfers: Semaphore,
+    wrapper: PathBuf,
+    /// Why the daemon started no programs when it was last asked how it is. None: it did.
+    away: Mutex<Option<String>>,
+    /// Those that were started beneath Docker.
+    programs: Programs,
 }
 
 impl Docker {
-    /// The daemon at `socket` (usually [`SOCKET`]).
-    pub fn new(socket: impl Into<PathBuf>, deadlines: Deadlines) -> Self {
+    /// The daemon at `socket` (usually [`SOCKET`]), which knows the wrapper at `wrapper` as its runtime [`RUNTIME`].
+    pub fn new(socket: impl Into<PathBuf>, wrapper: impl Into<PathBuf>, deadlines: Deadlines) -> Self {
         Docker {
             socket: socket.into(),
             deadlines,
@@ -123,7 +134,29 @@ impl Docker {
             calls: Semaphore::new(CALLS),
             stops: Semaphore::new(STOPS),
             transfers: Semaphore::new(TRANSFERS),
+            wrapper: wrapper.into(),
+            away: Mutex::default(),
+            programs: Programs::default(),
         }
+    }
+
+    /// Whether the wrapper can be run at all. The error says why not, and what to do.
+    fn wrapped(&self) -> Result<(), Error> {
+        let why = match std::fs::metadata(&self.wrapper) {
+            Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => return Ok(()),
+            Ok(_) => "it is no program".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        let path = self.wrapper.display();
+        Err(Error::Refused(format!(
+            "the runtime wrapper {path} cannot be run: {why}; `make install` puts it back"
+        )))
+    }
+
+    /// Why Docker cannot start a program, as far as that is known before it is asked. None: it can.
+    fn beneath(&self) -> Option<String> {
+        let unwrapped = self.wrapped().err().map(|error| error.to_string());
+        unwrapped.or_else(|| self.away.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
     fn remembered(&self) -> Option<bollard::Docker> {
@@ -264,7 +297,9 @@ fn whole_seconds(duration: Duration) -> i64 {
 #[async_trait]
 impl Runtime for Docker {
     async fn health(&self) -> Health {
-        health::health(&self.socket, self.deadlines.health).await
+        let health = health::health(&self.socket, self.deadlines.health).await;
+        *self.away.lock().unwrap_or_else(PoisonError::into_inner) = health::away(&health);
+        health
     }
 
     async fn list(&self) -> Result<Vec<Container>, Error> {
@@ -305,6 +340,7 @@ impl Runtime for Docker {
     }
 
     async fn start(&self, id: &str) -> Result<(), Error> {
+        self.wrapped()?;
         self.call("start container", &self.calls, self.deadlines.slow, |docker| async move {
             docker.start_container(id, None).await
         })
@@ -312,6 +348,7 @@ impl Runtime for Docker {
     }
 
     async fn stop(&self, id: &str, grace: Duration) -> Result<(), Error> {
+        self.wrapped()?;
         let seconds = i32::try_from(whole_seconds(grace)).unwrap_or(i32::MAX);
         let options = StopContainerOptionsBuilder::default().t(seconds).build();
         let stopped = self
@@ -326,6 +363,7 @@ impl Runtime for Docker {
     }
 
     async fn remove(&self, id: &str) -> Result<(), Error> {
+        self.wrapped()?;
         // `v` takes along only the anonymous volumes that Docker makes for an image's VOLUME lines. The wrapper
         // keeps them out of the container, so nobody's data was ever in them; named volumes and binds stay.
         let options = RemoveContainerOptionsBuilder::default().v(true).force(false).build();
@@ -396,15 +434,33 @@ impl Runtime for Docker {
     }
 
     async fn exec(&self, container: &str, request: &ExecRequest) -> Result<ExecStream, Error> {
-        exec::exec(self, container, request).await
+        let why = match self.beneath() {
+            Some(why) => why,
+            None => match exec::create(self, container, request).await {
+                // Nothing was started, so nothing runs twice.
+                Err(Error::Unavailable(why)) => why,
+                made => return exec::start(self, made?, request).await,
+            },
+        };
+        tracing::info!(container, why, "a program is started beneath docker");
+        self.programs.exec(container, request, self.deadlines.quick).await.map_err(|error| match error {
+            Error::Unavailable(text) => Error::Unavailable(format!("{why}; beneath it: {text}")),
+            other => other,
+        })
     }
 
     async fn exec_resize(&self, exec: &str, size: TerminalSize) -> Result<(), Error> {
-        exec::resize(self, exec, size).await
+        match self.programs.find(exec) {
+            Some(program) => program.resize(size),
+            None => exec::resize(self, exec, size).await,
+        }
     }
 
     async fn exec_exit(&self, exec: &str) -> Result<Option<ExecEnd>, Error> {
-        exec::exit(self, exec).await
+        match self.programs.find(exec) {
+            Some(program) => Ok(program.end()),
+            None => exec::exit(self, exec).await,
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 //! record and the runtime wrapper.
 
 pub mod docker;
+pub mod runc;
 pub mod simulated;
 
 use async_trait::async_trait;
@@ -112,8 +113,8 @@ pub struct Event {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ExecRequest {
     pub command: Vec<String>,
+    /// Beside the container's own.
     pub env: BTreeMap<String, String>,
-    pub user: Option<String>,
     pub tty: bool,
     pub stdin: bool,
     pub size: Option<TerminalSize>,
@@ -182,6 +183,7 @@ pub trait Runtime: Send + Sync + 'static {
     /// Gives the image `id` the name.
     async fn tag(&self, id: &str, name: &str) -> Result<(), Error>;
 
+    /// A program that could not be started is an error, or an end as [`ExecEnd::NotStarted`].
     async fn exec(&self, container: &str, request: &ExecRequest) -> Result<ExecStream, Error>;
 
     async fn exec_resize(&self, exec: &str, size: TerminalSize) -> Result<(), Error>;

@@ -78,7 +78,7 @@ impl Streams {
             self.dialer.websocket(&format!("{STREAM_PATH}/{id}")).await.map_err(|error| error.to_string())?;
         match request {
             StreamRequest::Exec { uid, command, tty, stdin, size, env } => {
-                let request = ExecRequest { command, env, user: None, tty, stdin, size };
+                let request = ExecRequest { command, env, tty, stdin, size };
                 self.exec(socket, &uid, request).await
             }
             StreamRequest::Console { uid, size, term } => {
@@ -86,8 +86,6 @@ impl Streams {
                 let request = ExecRequest {
                     command: ["/bin/sh", "-c", LOGIN].map(str::to_owned).to_vec(),
                     env: [("TERM".to_owned(), term)].into(),
-                    // The container's own user, which is root.
-                    user: None,
                     tty: true,
                     stdin: true,
                     size,

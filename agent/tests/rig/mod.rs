@@ -88,6 +88,10 @@ impl Engine {
         self.folder.path().join("run/docker.sock")
     }
 
+    pub fn wrapper(&self) -> PathBuf {
+        self.folder.path().join("wrapper")
+    }
+
     pub fn refuse(&self, yes: bool) {
         let flag = self.folder.path().join("refuse");
         if yes { std::fs::write(flag, "").unwrap() } else { std::fs::remove_file(flag).unwrap() }

@@ -18,7 +18,8 @@ use std::io;
 use tokio::time::timeout_at;
 use tokio_util::codec::{Decoder, FramedRead};
 
-pub async fn exec(docker: &Docker, container: &str, request: &ExecRequest) -> Result<ExecStream, Error> {
+/// Makes an exec and returns its id. Nothing runs before it is started.
+pub async fn create(docker: &Docker, container: &str, request: &ExecRequest) -> Result<String, Error> {
     let config = ExecConfig {
         attach_stdin: Some(request.stdin),
         attach_stdout: Some(true),
@@ -26,16 +27,20 @@ pub async fn exec(docker: &Docker, container: &str, request: &ExecRequest) -> Re
         tty: Some(request.tty),
         env: Some(request.env.iter().map(|(key, value)| format!("{key}={value}")).collect()),
         cmd: Some(request.command.clone()),
-        user: request.user.clone(),
         ..ExecConfig::default()
     };
     let made = docker
         .quick("create exec", |client| async move { client.create_exec(container, config).await })
         .await?;
+    Ok(made.id)
+}
+
+/// Starts an exec. After an error nobody knows whether its program runs.
+pub async fn start(docker: &Docker, id: String, request: &ExecRequest) -> Result<ExecStream, Error> {
     let until = Instant::now() + docker.deadlines.quick;
     let late = |_| Error::Unavailable("start exec: no answer in time".to_owned());
     let _place = timeout_at(until, docker.calls.acquire()).await.map_err(late)?;
-    let stream = timeout_at(until, attach(docker, made.id, request.tty)).await.map_err(late)??;
+    let stream = timeout_at(until, attach(docker, id, request.tty)).await.map_err(late)??;
     if let Some(size) = request.size.filter(|_| request.tty) {
         // A program that has already ended has no terminal to resize.
         if let Err(error) = resize(docker, &stream.id, size).await {

@@ -20,7 +20,18 @@ struct Info {
     security_options: Option<Vec<String>>,
     runtimes: Option<HashMap<String, serde_json::Value>>,
     live_restore_enabled: bool,
+    containerd_commit: Commit,
 }
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Commit {
+    #[serde(rename = "ID")]
+    id: String,
+}
+
+/// What dockerd says in place of the commit of a containerd that it does not reach.
+const NOT_REACHED: &str = "N/A";
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
@@ -42,6 +53,12 @@ pub async fn health(socket: &Path, deadline: Duration) -> Health {
             format!("dockerd accepts connections and does not answer within {} s", deadline.as_secs_f32()),
         ),
     }
+}
+
+/// Why a daemon in this state starts no programs in containers. None: it does.
+pub fn away(health: &Health) -> Option<String> {
+    let away = matches!(health.reason.as_deref(), Some("docker_down" | "docker_hanging" | "containerd_down"));
+    health.message.clone().filter(|_| away)
 }
 
 fn degraded(reason: &str, message: String) -> Health {
@@ -73,6 +90,11 @@ fn judge(version: &Version, info: &Info) -> Health {
         Some((
             "docker_userns",
             "dockerd maps users (userns-remap), and disks would belong to nobody; take it out of daemon.json",
+        ))
+    } else if info.containerd_commit.id == NOT_REACHED {
+        Some((
+            "containerd_down",
+            "dockerd does not reach containerd, without which it starts and stops nothing; its log says why",
         ))
     } else if !info.runtimes.iter().flatten().any(|(name, _)| name == RUNTIME) {
         Some((
@@ -114,6 +136,10 @@ mod tests {
             (HostPhase::Ready, String::new(), true)
         );
         assert_eq!(judged(r#"{"Runtimes":{"runc":{}}}"#), bad("runtime_missing"));
+        let containerd =
+            |id: &str| judged(&format!(r#"{{{good},"ContainerdCommit":{{"ID":"{id}","Expected":""}}}}"#));
+        assert_eq!(containerd("N/A"), bad("containerd_down"));
+        assert_eq!(containerd("1.6.20~ds1-1+deb12u1").0, HostPhase::Ready);
         assert_eq!(judged("{}"), bad("runtime_missing"));
         assert_eq!(
             judged(&format!(
@@ -135,6 +161,9 @@ mod tests {
         let soon = Duration::from_millis(200);
         assert_eq!(health(&socket, soon).await.reason.as_deref(), Some("docker_down"));
         let _listener = tokio::net::UnixListener::bind(&socket).unwrap();
-        assert_eq!(health(&socket, soon).await.reason.as_deref(), Some("docker_hanging"));
+        let hanging = health(&socket, soon).await;
+        assert_eq!(hanging.reason.as_deref(), Some("docker_hanging"));
+        assert_eq!(away(&hanging), hanging.message);
+        assert_eq!(away(&degraded("runtime_missing", "it still starts programs".to_owned())), None);
     }
 }
