@@ -14,6 +14,7 @@ pub mod find;
 pub mod host;
 pub mod plan;
 pub mod record;
+mod systemd;
 pub mod v1;
 pub mod v2;
 
@@ -99,6 +100,10 @@ pub trait Cgroup {
     fn read(&self) -> Result<ReadBack, Error>;
     fn write(&self, write: &Write) -> Result<(), Error>;
     fn usage(&self) -> Result<Usage, Error>;
+    /// Has whoever else writes to these groups keep what stands in them.
+    fn hold(&self, _stands: &ReadBack) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
 /// Puts `granted` on the running container, with `devices` the block devices under its disks.
@@ -156,17 +161,19 @@ pub fn apply(group: &dyn Cgroup, granted: &Resources, devices: &[Device]) -> Res
         }
     }
     let after = group.read()?;
+    let missing = plan(&target, &after);
+    if failed.is_none() && missing.is_empty() {
+        return Ok(match group.hold(&after) {
+            Ok(()) => status(granted, &after, LimitsState::Applied, None),
+            // They stand, but not for sure: tried again.
+            Err(error) => status(granted, &after, LimitsState::Deferred, Some(error.to_string())),
+        });
+    }
     let (state, reason) = match failed {
         Some(gone @ Error::Gone(_)) => return Err(gone),
         Some(Error::Busy(why)) => (LimitsState::Deferred, why),
         Some(Error::Refused(why)) => (LimitsState::Infeasible, why),
-        None => {
-            let missing = plan(&target, &after);
-            if missing.is_empty() {
-                return Ok(status(granted, &after, LimitsState::Applied, None));
-            }
-            (LimitsState::Infeasible, format!("the kernel took the limits and kept others: {missing:?}"))
-        }
+        None => (LimitsState::Infeasible, format!("the kernel took the limits and kept others: {missing:?}")),
     };
     for write in plan(&Target::of(&before), &after) {
         if let Err(error) = group.write(&write) {
@@ -174,6 +181,9 @@ pub fn apply(group: &dyn Cgroup, granted: &Resources, devices: &[Device]) -> Res
         }
     }
     let restored = group.read()?;
+    if let Err(error) = group.hold(&restored) {
+        tracing::warn!(%error, "the old limits hold until systemd reads its units again");
+    }
     Ok(status(granted, &restored, state, Some(reason)))
 }
 
@@ -276,4 +286,53 @@ pub(crate) fn line(text: &str, key: &str) -> Option<u64> {
         let (name, value) = line.split_once(' ')?;
         (name == key).then(|| value.trim().parse().ok()).flatten()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Groups in which everything asked stands already, with a manager that takes it over or does not.
+    struct Managed(Result<(), String>);
+
+    impl Cgroup for Managed {
+        fn read(&self) -> Result<ReadBack, Error> {
+            Ok(ReadBack {
+                version: Version::V2,
+                quota_us: None,
+                period_us: PERIOD_US,
+                cpuset: None,
+                allowed: None,
+                memory: None,
+                swap: None,
+                pids: Some(50),
+                io: BTreeMap::new(),
+            })
+        }
+
+        fn write(&self, write: &Write) -> Result<(), Error> {
+            Err(Error::Refused(format!("{write:?}")))
+        }
+
+        fn usage(&self) -> Result<Usage, Error> {
+            Ok(Usage::default())
+        }
+
+        fn hold(&self, stands: &ReadBack) -> Result<(), Error> {
+            assert_eq!(*stands, self.read()?);
+            self.0.clone().map_err(Error::Busy)
+        }
+    }
+
+    #[test]
+    fn limits_that_nobody_keeps_are_not_called_applied() {
+        let asked = Resources { pids: Some(50), ..Resources::default() };
+        let kept = apply(&Managed(Ok(())), &asked, &[]).unwrap();
+        assert_eq!((kept.state, kept.reason), (LimitsState::Applied, None));
+        let lost = apply(&Managed(Err("no answer".to_owned())), &asked, &[]).unwrap();
+        assert_eq!((lost.state, lost.reason), (LimitsState::Deferred, Some("no answer".to_owned())));
+        assert_eq!(lost.pids, Some(50));
+        let more = Resources { pids: Some(60), ..Resources::default() };
+        assert_eq!(apply(&Managed(Ok(())), &more, &[]).unwrap().state, LimitsState::Infeasible);
+    }
 }

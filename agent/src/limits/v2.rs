@@ -6,7 +6,7 @@
 
 use super::device::Device;
 use super::plan::Write;
-use super::{Cgroup, Error, Folder, IoLimits, ReadBack, Usage, Version, field, line};
+use super::{Cgroup, Error, Folder, IoLimits, ReadBack, Usage, Version, field, line, systemd};
 use enoki_api::instance::CpuSet;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -143,5 +143,9 @@ impl Cgroup for Group {
             read_bytes: total("rbytes"),
             write_bytes: total("wbytes"),
         })
+    }
+
+    fn hold(&self, stands: &ReadBack) -> Result<(), Error> {
+        systemd::scope(&self.folder.0).map_or(Ok(()), |scope| systemd::hold(scope, stands))
     }
 }
