@@ -23,6 +23,8 @@ const UNITS: [(&str, &str); 5] = [
     ("enoki-pki.timer", include_str!("../../deploy/systemd/enoki-pki.timer")),
 ];
 const PKI_TIMER: &str = "enoki-pki.timer";
+/// Where systemd remembers when the timer last went off, also when there is no such timer any more.
+const PKI_STAMP: &str = "/var/lib/systemd/timers/stamp-enoki-pki.timer";
 
 /// sd_booted(3).
 pub fn is_pid_1() -> bool {
@@ -97,14 +99,15 @@ pub async fn down(docker: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Removes our unit files; they are stopped by then.
+/// Removes our unit files and what systemd keeps about them; they are stopped by then.
 pub async fn remove() -> anyhow::Result<()> {
+    let units = UNITS.iter().map(|(name, _)| Path::new(paths::UNITS).join(name));
     let mut removed = false;
-    for (name, _) in UNITS {
-        match std::fs::remove_file(Path::new(paths::UNITS).join(name)) {
+    for file in units.chain([PKI_STAMP.into()]) {
+        match std::fs::remove_file(&file) {
             Ok(()) => removed = true,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(e).with_context(|| format!("cannot remove {name}")),
+            Err(e) => return Err(e).with_context(|| format!("cannot remove {}", file.display())),
         }
     }
     if removed { systemctl(&["daemon-reload"]).await } else { Ok(()) }
