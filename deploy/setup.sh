@@ -9,6 +9,7 @@ set -euo pipefail
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 have() { PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1; }
+apparmor_complete() { ! grep -qs Y /sys/module/apparmor/parameters/enabled || have apparmor_parser; }
 static_busybox() { have busybox && ! LC_ALL=C ldd "$(PATH="$PATH:/usr/sbin:/sbin" command -v busybox)" >/dev/null 2>&1; }
 
 missing=()
@@ -25,6 +26,8 @@ need docker.io have dockerd
 need docker.io have docker
 need containerd have containerd
 need runc have runc
+# Where the kernel has AppArmor, Debian's dockerd starts no container without its parser.
+need apparmor apparmor_complete
 need etcd-server have etcd
 need etcd-client have etcdctl
 # The build: a linker and C library, and protoc with its includes for etcd's API.
