@@ -4,6 +4,10 @@
 
 #[path = "network/mending.rs"]
 mod mending;
+#[path = "network/overlay.rs"]
+mod overlay;
+#[path = "network/site.rs"]
+mod site;
 #[path = "network/world.rs"]
 mod world;
 
@@ -12,7 +16,9 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use enoki_agent::network::{Egress, Error, Gateway, InstancePlan, Linux, Mac, Network, Simulated};
+use enoki_agent::network::{
+    Egress, Error, Gateway, InstancePlan, Kind, Linux, Mac, Network, Peers, Simulated, Vxlan,
+};
 
 use world::*;
 
@@ -356,7 +362,13 @@ async fn conformance(net: &dyn Network) {
         assert_eq!(net.instances().await.unwrap(), ["b1"]);
     }
     type Spoil = fn(&mut InstancePlan);
-    let wrong: [(Spoil, &str); 9] = [
+    fn span(plan: &mut InstancePlan, segment: u32, address: Ipv4Addr) {
+        plan.nics[0].network.kind = Kind::Vxlan(Vxlan { segment, address });
+    }
+    let wrong: [(Spoil, &str); 12] = [
+        (|p| span(p, 0, a(200, 1)), "segment 0"),
+        (|p| span(p, Vxlan::LAST + 1, a(200, 1)), "segment 16777216"),
+        (|p| span(p, 1, Ipv4Addr::LOCALHOST), "127.0.0.1"),
         (|p| p.uid = "../../etc".into(), "uid"),
         (|p| p.uid = "fabric".into(), "uid"),
         (|p| p.nics[0].name = "wlan0".into(), "eth0 to eth7"),
@@ -373,6 +385,18 @@ async fn conformance(net: &dyn Network) {
         let refused = net.ensure(&plan).await.unwrap_err();
         let said = refused.to_string();
         assert!(matches!(refused, Error::Invalid(_)) && said.contains(word), "{said}");
+    }
+    // Peers may be told at any time; those that no frame could be sent to are refused.
+    let peers = Peers { instances: [(Mac([2; 6]), a(200, 2))].into(), hosts: [a(200, 2)].into() };
+    net.connect("nowhere", &peers).await.unwrap();
+    let wrong = [
+        Peers { instances: [(Mac([0; 6]), a(200, 2))].into(), ..Peers::default() },
+        Peers { instances: [(Mac([2; 6]), Ipv4Addr::BROADCAST)].into(), ..Peers::default() },
+        Peers { hosts: [Ipv4Addr::new(224, 0, 0, 1)].into(), ..Peers::default() },
+    ];
+    for peers in wrong {
+        let refused = net.connect("nowhere", &peers).await.unwrap_err();
+        assert!(matches!(refused, Error::Invalid(_)), "{refused}");
     }
     for _ in 0..2 {
         net.purge().await.unwrap();

@@ -1,4 +1,4 @@
-//! An instance's links on `local` networks: what is there ([`observe`]) and one step of a plan ([`act`]).
+//! An instance's links on its networks' bridges: what is there ([`observe`]) and one step of a plan ([`act`]).
 //!
 //! Both speak to two namespaces at once, the instance's and the fabric. Links are looked up by name, one request
 //! each: the fabric holds hundreds of ports, and a launch must not list them all.
@@ -53,7 +53,7 @@ pub async fn observe(place: &Place<'_>, wanted: &InstancePlan) -> Result<(View, 
         let port = names::port(&wanted.uid, &link.name);
         let pair = match link.kind {
             LinkKind::Veth => place.fabric.link(&port).await?.filter(|end| end.is_pair(link)),
-            LinkKind::Bridge | LinkKind::Other => None,
+            LinkKind::Bridge | LinkKind::Vxlan(_) | LinkKind::Other => None,
         };
         if pair.is_none() && !known {
             // Not wanted and not ours: what the instance made for itself.
@@ -116,8 +116,8 @@ pub async fn act(place: &Place<'_>, numbers: &mut Numbers, action: &Action) -> R
             let index = numbers.loopback.ok_or_else(|| missing("lo"))?;
             place.inside.change(index, up).await
         }
-        Action::AddBridge { bridge, mac } => {
-            place.fabric.add_bridge(bridge, *mac).await?;
+        Action::AddBridge { bridge, mac, mtu } => {
+            place.fabric.add_bridge(bridge, *mac, *mtu).await?;
             let index = made(place.fabric, bridge).await?;
             numbers.bridges.insert(bridge.clone(), index);
             Ok(())
@@ -125,9 +125,9 @@ pub async fn act(place: &Place<'_>, numbers: &mut Numbers, action: &Action) -> R
         Action::BridgeUp { bridge } => place.fabric.change(number(&numbers.bridges, bridge)?, up).await,
         Action::Unplug { port } => place.fabric.delete(number(&numbers.ports, port)?).await,
         Action::Discard { nic } => place.inside.delete(number(&numbers.nics, nic)?).await,
-        Action::Plug { port, bridge, nic, mac } => {
+        Action::Plug { port, bridge, nic, mac, mtu } => {
             let bridge = number(&numbers.bridges, bridge)?;
-            place.fabric.add_veth(port, bridge, nic, *mac, place.namespace).await?;
+            place.fabric.add_veth(port, bridge, nic, *mac, place.namespace, *mtu).await?;
             let (outside, inside) = (made(place.fabric, port).await?, made(place.inside, nic).await?);
             numbers.ports.insert(port.clone(), outside);
             numbers.nics.insert(nic.clone(), inside);
@@ -138,8 +138,8 @@ pub async fn act(place: &Place<'_>, numbers: &mut Numbers, action: &Action) -> R
             place.fabric.change(number(&numbers.ports, port)?, Change { master, ..Change::default() }).await
         }
         Action::PortUp { port } => place.fabric.change(number(&numbers.ports, port)?, up).await,
-        Action::SetMtu { nic, port } => {
-            let mtu = Change { mtu: Some(names::MTU), ..Change::default() };
+        Action::SetMtu { nic, port, mtu } => {
+            let mtu = Change { mtu: Some(*mtu), ..Change::default() };
             place.inside.change(number(&numbers.nics, nic)?, mtu).await?;
             place.fabric.change(number(&numbers.ports, port)?, mtu).await
         }

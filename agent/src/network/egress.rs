@@ -16,8 +16,12 @@ pub const DOCKER_USER: &str = "DOCKER-USER";
 ///
 /// The forward chain comes before the usual filter priority, so that what it drops never reaches other chains' logs.
 /// It has no rule for what neither comes from nor goes to a leg.
+///
+/// A tunnel's packet says itself which segment its frame belongs to: an instance that could send one to a host would
+/// be on any network of the cloud.
 pub fn base() -> String {
     let leg = names::LEG;
+    let tunnels = super::overlay::PORT;
     format!(
         "\
 table {TABLE} {{
@@ -29,13 +33,19 @@ table {TABLE} {{
   set routed {{ type ifname; }}
   # Segments that go out behind the host's address.
   set nat {{ type ipv4_addr; flags interval; }}
+  chain input {{ type filter hook input priority filter - 10; policy accept; }}
   chain forward {{ type filter hook forward priority filter - 10; policy accept; }}
   chain postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
 }}
+flush chain {TABLE} input
 flush chain {TABLE} forward
 flush chain {TABLE} postrouting
 table {TABLE} {{
+  chain input {{
+    iifname \"{leg}*\" udp dport {tunnels} drop comment \"tunnels are for hosts\"
+  }}
   chain forward {{
+    iifname \"{leg}*\" udp dport {tunnels} drop comment \"tunnels are for hosts\"
     iifname \"{leg}*\" oifname \"{leg}*\" drop comment \"never from one network to another\"
     iifname \"{leg}*\" iifname . ip saddr != @legs drop comment \"no borrowed sender\"
     iifname \"{leg}*\" iifname != @out drop

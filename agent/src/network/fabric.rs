@@ -10,17 +10,58 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use super::namespace::{self, Dedicated, Identity};
-use super::netlink::Lane;
+use super::netlink::{self, Change, Lane, Link};
 use super::{Error, names};
 
 const DEADLINE: Duration = Duration::from_secs(10);
+/// For work in the namespace; `nft` has a shorter one of its own.
+const WORK: Duration = Duration::from_secs(15);
 
 /// A connection to the fabric. Cheap to clone; the last one dropped ends its thread.
 #[derive(Clone)]
 pub struct Fabric {
     pub lane: Lane,
     namespace: Arc<File>,
-    identity: Identity,
+    /// Which namespace it is: another one after it had to be made anew.
+    pub identity: Identity,
+}
+
+impl Fabric {
+    pub fn namespace(&self) -> &File {
+        &self.namespace
+    }
+
+    /// Runs `work` on a thread of its own in the fabric's namespace.
+    pub async fn run<T, F, Fut>(&self, what: &str, work: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        let namespace = Arc::clone(&self.namespace);
+        namespace::run(what.into(), WORK, move |thread| async move {
+            namespace::enter(&thread, &namespace)?;
+            work().await
+        })
+        .await
+    }
+
+    /// The network's bridge, made when there is none.
+    pub async fn bridge(&self, network: &str, mtu: u32) -> Result<Link, Error> {
+        let name = names::bridge(network);
+        if let Some(link) = self.lane.link(&name).await? {
+            if !link.up {
+                self.lane.change(link.index, Change { up: Some(true), ..Change::default() }).await?;
+            }
+            return Ok(link);
+        }
+        match self.lane.add_bridge(&name, names::bridge_mac(network), mtu).await {
+            // A launch has made it meanwhile.
+            Err(e) if !netlink::is_stale(&e) => return Err(e),
+            Err(_) | Ok(()) => {}
+        }
+        self.lane.link(&name).await?.ok_or(Error::Vanished(name))
+    }
 }
 
 /// The fabric, once it is known.
@@ -110,7 +151,9 @@ fn prepare() -> Result<(), Error> {
 /// The fabric's namespace goes away with everything in it, whoever else still holds it open.
 pub async fn clear(fabric: &Fabric) -> Result<(), Error> {
     for link in fabric.lane.links().await? {
-        let ours = ["ev", names::LEG_PORT, names::BRIDGE].iter().any(|prefix| link.name.starts_with(prefix));
+        let ours = ["ev", names::LEG_PORT, names::OVERLAY, names::BRIDGE]
+            .iter()
+            .any(|prefix| link.name.starts_with(prefix));
         if ours {
             fabric.lane.delete(link.index).await?;
         }

@@ -1,9 +1,9 @@
-//! The host's side: legs, our nftables table, the accepts in DOCKER-USER, `ip_forward`.
+//! The host's side: overlays, legs, our nftables table, the accepts in DOCKER-USER, `ip_forward`.
 //!
 //! One thread in the host's namespace owns all of it and does one thing at a time, so that no two runs of `nft` or
-//! `iptables` meet. A launch only asks [`Host::leg`], which answers without that thread once the leg is in place.
+//! `iptables` meet. A launch only asks [`Host::segment`], which answers without that thread once all is in place.
 //!
-//! Order: table, leg, forwarding, DOCKER-USER. What the table forbids is forbidden before a packet can come.
+//! Order: overlay, table, leg, forwarding, DOCKER-USER. What is forbidden is forbidden before a packet can come.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,9 +16,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::fabric::{self, Fabric, Fabrics};
 use super::namespace::{self, Dedicated};
-use super::netlink::{Change, Lane};
+use super::netlink::{Change, Lane, Link};
 use super::programs::{call_iptables, docker_user_listing, nft, table};
-use super::{Egress, Error, Gateway, NetworkPlan, egress, names};
+use super::tunnel::Overlays;
+use super::{Egress, Error, Gateway, Kind, NetworkPlan, Peers, egress, names};
 
 /// For the thread to start.
 const START: Duration = Duration::from_secs(10);
@@ -33,11 +34,12 @@ pub struct Host {
     settled: Settled,
 }
 
-/// Networks whose table entries and leg were put in place by this agent, by uid.
+/// Networks whose overlay, table entries and leg were put in place by this agent, by uid.
 type Settled = Arc<RwLock<BTreeMap<String, NetworkPlan>>>;
 
 enum Request {
-    Leg(NetworkPlan, oneshot::Sender<Result<(), Error>>),
+    Segment(NetworkPlan, oneshot::Sender<Result<u32, Error>>),
+    Connect(String, Peers, oneshot::Sender<Result<(), Error>>),
     Tend(Vec<NetworkPlan>, oneshot::Sender<Result<(), Error>>),
     Purge(oneshot::Sender<Result<(), Error>>),
 }
@@ -55,13 +57,18 @@ impl Host {
                 Err(e) => return drop(ready.send(Err(e))),
             };
             tokio::spawn(connection);
-            let mut keeper = Keeper { thread, lane: lane.clone(), fabrics, settled: known, listing: None };
+            let overlays = Overlays::default();
+            let mut keeper =
+                Keeper { thread, lane: lane.clone(), fabrics, overlays, settled: known, listing: None };
             // Nobody waits any more: then nobody holds a sender either, and the loop below ends at once.
             let _ = ready.send(Ok(lane));
             while let Some(request) = inbox.recv().await {
                 // A requester that went away does not matter: what it asked for is done.
                 match request {
-                    Request::Leg(network, answer) => drop(answer.send(keeper.leg(&network).await)),
+                    Request::Segment(network, answer) => drop(answer.send(keeper.segment(&network).await)),
+                    Request::Connect(network, peers, answer) => {
+                        drop(answer.send(keeper.connect(&network, peers).await));
+                    }
                     Request::Tend(networks, answer) => drop(answer.send(keeper.tend(&networks).await)),
                     Request::Purge(answer) => drop(answer.send(keeper.purge().await)),
                 }
@@ -73,14 +80,17 @@ impl Host {
         Ok(Self { requests, lane, settled })
     }
 
-    /// The network's leg and all that belongs to it, made when it is not there.
-    pub async fn leg(&self, network: &NetworkPlan) -> Result<(), Error> {
-        if self.is_settled(network)
-            && self.lane.link(&names::leg(&network.uid)).await?.is_some_and(|leg| leg.up)
-        {
-            return Ok(());
+    /// The network's overlay and leg, where it has them, with all that belongs to them, made when they are not there.
+    /// Gives the MTU of the network's links, bytes.
+    pub async fn segment(&self, fabric: &Lane, network: &NetworkPlan) -> Result<u32, Error> {
+        if let Some(mtu) = self.in_place(fabric, network).await? {
+            return Ok(mtu);
         }
-        self.ask(|answer| Request::Leg(network.clone(), answer)).await
+        self.ask(|answer| Request::Segment(network.clone(), answer)).await
+    }
+
+    pub async fn connect(&self, network: &str, peers: &Peers) -> Result<(), Error> {
+        self.ask(|answer| Request::Connect(network.to_owned(), peers.clone(), answer)).await
     }
 
     pub async fn tend(&self, networks: &[NetworkPlan]) -> Result<(), Error> {
@@ -91,14 +101,35 @@ impl Host {
         self.ask(Request::Purge).await
     }
 
+    /// The network's MTU when nothing has to be done for it.
+    async fn in_place(&self, fabric: &Lane, network: &NetworkPlan) -> Result<Option<u32>, Error> {
+        let leg = network.gateway == Gateway::Host;
+        if network.kind == Kind::Local && !leg {
+            return Ok(Some(names::MTU));
+        }
+        let up = |link: Option<Link>| link.filter(|link| link.up);
+        if !self.is_settled(network)
+            || (leg && up(self.lane.link(&names::leg(&network.uid)).await?).is_none())
+        {
+            return Ok(None);
+        }
+        match network.kind {
+            Kind::Local => Ok(Some(names::MTU)),
+            Kind::Vxlan(_) => {
+                let device = up(fabric.link(&names::overlay(&network.uid)).await?);
+                Ok(device.filter(|device| device.master.is_some()).map(|device| device.mtu))
+            }
+        }
+    }
+
     fn is_settled(&self, network: &NetworkPlan) -> bool {
         self.settled.read().unwrap_or_else(|p| p.into_inner()).get(&network.uid) == Some(network)
     }
 
-    async fn ask(
+    async fn ask<T>(
         &self,
-        request: impl FnOnce(oneshot::Sender<Result<(), Error>>) -> Request,
-    ) -> Result<(), Error> {
+        request: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Request,
+    ) -> Result<T, Error> {
         let (answer, answered) = oneshot::channel();
         let gone = || Error::System {
             what: "asking the thread for the host's network".into(),
@@ -118,30 +149,53 @@ struct Keeper {
     thread: Dedicated,
     lane: Lane,
     fabrics: Arc<Fabrics>,
+    overlays: Overlays,
     settled: Settled,
     /// Our table as nft listed it right after we wrote it; `None` before the first time.
     listing: Option<String>,
 }
 
 impl Keeper {
-    async fn leg(&mut self, network: &NetworkPlan) -> Result<(), Error> {
+    async fn segment(&mut self, network: &NetworkPlan) -> Result<u32, Error> {
         let known = self.settled().get(&network.uid) == Some(network);
+        let mtu = match &network.kind {
+            Kind::Local => names::MTU,
+            Kind::Vxlan(vxlan) => {
+                let fabric = self.fabrics.get(&self.thread)?;
+                self.overlays.ensure(&self.lane, &fabric, network, vxlan).await?
+            }
+        };
+        if network.gateway == Gateway::Host {
+            self.leg(network, mtu, known).await?;
+        }
+        if !known {
+            self.settle(|settled| settled.insert(network.uid.clone(), network.clone()));
+        }
+        Ok(mtu)
+    }
+
+    async fn connect(&mut self, network: &str, peers: Peers) -> Result<(), Error> {
+        let fabric = self.fabrics.existing(&self.thread)?;
+        self.overlays.connect(fabric.as_ref(), network, peers).await
+    }
+
+    async fn leg(&mut self, network: &NetworkPlan, mtu: u32, known: bool) -> Result<(), Error> {
         if !known {
             self.check_overlap(network).await?;
             let text = egress::network(network);
             self.write_table(&text, std::slice::from_ref(network)).await?;
         }
         let fabric = self.fabrics.get(&self.thread)?;
-        self.make_leg(&fabric, network).await?;
+        self.make_leg(&fabric, network, mtu).await?;
         if !known {
             forward(std::slice::from_ref(network))?;
             self.docker_user().await?;
-            self.settled
-                .write()
-                .unwrap_or_else(|p| p.into_inner())
-                .insert(network.uid.clone(), network.clone());
         }
         Ok(())
+    }
+
+    fn settle<T>(&self, change: impl FnOnce(&mut BTreeMap<String, NetworkPlan>) -> T) -> T {
+        change(&mut self.settled.write().unwrap_or_else(|p| p.into_inner()))
     }
 
     fn settled(&self) -> BTreeMap<String, NetworkPlan> {
@@ -162,25 +216,14 @@ impl Keeper {
         Ok(())
     }
 
-    async fn make_leg(&self, fabric: &Fabric, network: &NetworkPlan) -> Result<(), Error> {
-        let (name, port, bridge) =
-            (names::leg(&network.uid), names::leg_port(&network.uid), names::bridge(&network.uid));
+    async fn make_leg(&self, fabric: &Fabric, network: &NetworkPlan, mtu: u32) -> Result<(), Error> {
+        let (name, port) = (names::leg(&network.uid), names::leg_port(&network.uid));
         // A network with gateway `host` has at least two host addresses, so it has a first.
         let Some(gateway) = network.gateway_address() else {
             return Ok(());
         };
         let address = Ipv4Net::new(gateway, network.cidr.prefix_len()).unwrap_or(network.cidr);
-        let bridge = match fabric.lane.link(&bridge).await? {
-            Some(link) => link.index,
-            None => {
-                if let Err(e) = fabric.lane.add_bridge(&bridge, names::bridge_mac(&network.uid)).await
-                    && !super::netlink::is_stale(&e)
-                {
-                    return Err(e);
-                }
-                fabric.lane.link(&bridge).await?.ok_or(Error::Vanished(bridge))?.index
-            }
-        };
+        let bridge = fabric.bridge(&network.uid, mtu).await?.index;
         let (mut leg, mut end) = (self.lane.link(&name).await?, fabric.lane.link(&port).await?);
         let paired = matches!((&leg, &end), (Some(leg), Some(end)) if leg.is_pair(end));
         if !paired {
@@ -191,7 +234,7 @@ impl Keeper {
                 fabric.lane.delete(stray.index).await?;
             }
             let mac = names::gateway_mac(&network.uid);
-            fabric.lane.add_veth(&port, bridge, &name, mac, &namespace::current()?).await?;
+            fabric.lane.add_veth(&port, bridge, &name, mac, &namespace::current()?, mtu).await?;
             (leg, end) = (self.lane.link(&name).await?, fabric.lane.link(&port).await?);
         }
         let (leg, end) =
@@ -205,6 +248,11 @@ impl Keeper {
         if leg.mac != Some(names::gateway_mac(&network.uid)) {
             let mac = Some(names::gateway_mac(&network.uid));
             self.lane.change(leg.index, Change { mac, ..Change::default() }).await?;
+        }
+        if leg.mtu != mtu || end.mtu != mtu {
+            let change = Change { mtu: Some(mtu), ..Change::default() };
+            self.lane.change(leg.index, change).await?;
+            fabric.lane.change(end.index, change).await?;
         }
         // On our own device only: an instance must not be able to advertise an IPv6 router to the host, nor to send
         // from an address that is not on its segment.
@@ -239,11 +287,19 @@ impl Keeper {
         let with_leg: Vec<NetworkPlan> =
             named.iter().filter(|n| n.gateway == Gateway::Host).cloned().collect();
         keep(&mut first, self.sweep(named).await);
+        let looked = match self.fabrics.existing(&self.thread) {
+            Ok(Some(fabric)) => self.overlays.look(&fabric).await,
+            Ok(None) => Ok(()),
+            Err(e) => Err(e),
+        };
+        keep(&mut first, looked);
         if !with_leg.is_empty() {
             keep(&mut first, self.tend_table(&with_leg).await);
-            for network in &with_leg {
-                keep(&mut first, self.leg(network).await);
-            }
+        }
+        for network in named.iter().filter(|n| n.gateway == Gateway::Host || n.kind != Kind::Local) {
+            keep(&mut first, self.segment(network).await.map(drop));
+        }
+        if !with_leg.is_empty() {
             keep(&mut first, forward(&with_leg));
             keep(&mut first, self.docker_user().await);
         }
@@ -252,7 +308,7 @@ impl Keeper {
 
     /// Writes the table when it is not as we left it.
     async fn tend_table(&mut self, networks: &[NetworkPlan]) -> Result<(), Error> {
-        let present = table().await?;
+        let present = table(egress::TABLE).await?;
         let same = present.is_some() && present == self.listing;
         let settled = self.settled();
         if same && networks.iter().all(|n| settled.get(&n.uid) == Some(n)) {
@@ -272,10 +328,11 @@ impl Keeper {
             tracing::warn!(error = %refused, "the table ip enoki did not take a change and is made anew");
             let mut all = self.settled();
             all.extend(networks.iter().map(|n| (n.uid.clone(), n.clone())));
-            let elements: String = all.values().map(egress::network).collect();
+            let with_leg = all.values().filter(|n| n.gateway == Gateway::Host);
+            let elements: String = with_leg.map(egress::network).collect();
             nft(&format!("{}{}{elements}", egress::gone(), egress::base())).await?;
         }
-        self.listing = table().await?;
+        self.listing = table(egress::TABLE).await?;
         Ok(())
     }
 
@@ -286,12 +343,15 @@ impl Keeper {
         Ok(())
     }
 
-    /// Removes what belongs to networks that are not named: bridges without an instance, and their legs.
+    /// Removes what belongs to networks that are not named: bridges without an instance, their overlays and legs.
     async fn sweep(&mut self, named: &[NetworkPlan]) -> Result<(), Error> {
         let digits = |n: &NetworkPlan| names::digits(names::BRIDGE, &names::bridge(&n.uid)).map(String::from);
         let named_all: BTreeSet<String> = named.iter().filter_map(digits).collect();
-        let named_legs: BTreeSet<String> =
-            named.iter().filter(|n| n.gateway == Gateway::Host).filter_map(digits).collect();
+        let of_named = |which: fn(&&NetworkPlan) -> bool| -> BTreeSet<String> {
+            named.iter().filter(which).filter_map(digits).collect()
+        };
+        let named_legs = of_named(|n| n.gateway == Gateway::Host);
+        let named_overlays = of_named(|n| n.kind != Kind::Local);
         let fabric = self.fabrics.existing(&self.thread)?;
         let links = match &fabric {
             Some(fabric) => fabric.lane.links().await?,
@@ -303,8 +363,8 @@ impl Keeper {
             let Some(of) = names::digits(names::BRIDGE, &bridge.name) else {
                 continue;
             };
-            let leg_port = format!("{}{of}", names::LEG_PORT);
-            if links.iter().any(|port| port.master == Some(bridge.index) && port.name != leg_port) {
+            let instances = |port: &&Link| !names::is_networks_own(&port.name);
+            if links.iter().filter(instances).any(|port| port.master == Some(bridge.index)) {
                 used.insert(of.to_owned());
             } else if !named_all.contains(of) {
                 idle.push(bridge);
@@ -319,19 +379,32 @@ impl Keeper {
                 self.remove_leg(leg.index, &leg.name).await?;
             }
         }
-        if let Some(fabric) = &fabric {
-            for bridge in idle {
-                fabric.lane.delete(bridge.index).await?;
+        let Some(fabric) = &fabric else { return Ok(()) };
+        for bridge in idle {
+            fabric.lane.delete(bridge.index).await?;
+        }
+        let (mut devices, mut gone) = (Vec::new(), false);
+        for device in &links {
+            let Some(of) = names::digits(names::OVERLAY, &device.name) else {
+                continue;
+            };
+            if named_overlays.contains(of) || (used.contains(of) && !named_all.contains(of)) {
+                devices.push(device.name.clone());
+            } else {
+                fabric.lane.delete(device.index).await?;
+                self.overlays.forget(&device.name);
+                self.settle(|settled| settled.retain(|uid, _| names::overlay(uid) != device.name));
+                gone = true;
             }
         }
-        Ok(())
+        if gone { self.overlays.sweep(fabric, &devices).await } else { Ok(()) }
     }
 
     async fn remove_leg(&mut self, index: u32, name: &str) -> Result<(), Error> {
         let cidr =
             self.lane.addresses().await?.into_iter().find(|(i, _)| *i == index).map(|(_, a)| a.trunc());
         self.lane.delete(index).await?;
-        self.settled.write().unwrap_or_else(|p| p.into_inner()).retain(|uid, _| names::leg(uid) != name);
+        self.settle(|settled| settled.retain(|uid, _| names::leg(uid) != name));
         self.write_table(&egress::without(name, cidr), &[]).await
     }
 
@@ -340,6 +413,7 @@ impl Keeper {
             fabric::clear(&fabric).await?;
         }
         self.fabrics.forget();
+        self.overlays = Overlays::default();
         for leg in self.lane.links().await? {
             if names::digits(names::LEG, &leg.name).is_some() {
                 self.lane.delete(leg.index).await?;
@@ -355,7 +429,7 @@ impl Keeper {
             Err(e) => return Err(e),
         }
         self.listing = None;
-        self.settled.write().unwrap_or_else(|p| p.into_inner()).clear();
+        self.settle(BTreeMap::clear);
         if let Some(listing) = docker_user_listing().await? {
             call_iptables(egress::docker_user_gone(&listing)).await?;
         }

@@ -14,7 +14,7 @@ use super::fabric::Fabrics;
 use super::host::Host;
 use super::namespace::{self, Dedicated};
 use super::netlink::{self, Lane};
-use super::{Error, Gateway, InstancePlan, Network, NetworkPlan, bridge, names, plan};
+use super::{Error, InstancePlan, Network, NetworkPlan, Peers, bridge, names, plan};
 
 const AT_ONCE: usize = 8;
 /// For one instance; a launch takes a few milliseconds, but may wait behind others for the kernel's lock.
@@ -57,12 +57,12 @@ impl Linux {
     }
 
     async fn ensure_on(self, thread: Dedicated, wanted: InstancePlan) -> Result<PathBuf, Error> {
-        for nic in &wanted.nics {
-            if nic.network.gateway == Gateway::Host {
-                self.host.leg(&nic.network).await?;
-            }
-        }
         let fabric = self.fabrics.get(&thread)?;
+        let mut mtus = plan::Mtus::new();
+        for nic in &wanted.nics {
+            let mtu = self.host.segment(&fabric.lane, &nic.network).await?;
+            mtus.insert(nic.network.uid.clone(), mtu);
+        }
         let namespace = match namespace::open(&wanted.uid)? {
             Some(namespace) => {
                 namespace::enter(&thread, &namespace)?;
@@ -76,7 +76,7 @@ impl Linux {
         let mut last = None;
         for _ in 0..ROUNDS {
             let (view, mut numbers) = bridge::observe(&place, &wanted).await?;
-            match carry_out(&place, &mut numbers, &wanted, &plan::plan(&wanted, &view)).await {
+            match carry_out(&place, &mut numbers, &wanted, &plan::plan(&wanted, &mtus, &view)).await {
                 Ok(()) => return Ok(namespace::path(&wanted.uid)),
                 Err(e) if netlink::is_stale(&e) => {
                     tracing::debug!(instance = wanted.uid, error = %e, "looking again");
@@ -131,6 +131,11 @@ impl Network for Linux {
             own.ensure_on(thread, plan)
         })
         .await
+    }
+
+    async fn connect(&self, network: &str, peers: &Peers) -> Result<(), Error> {
+        peers.check(network)?;
+        self.host.connect(network, peers).await
     }
 
     async fn remove(&self, uid: &str) -> Result<(), Error> {

@@ -4,7 +4,8 @@
 //!  host namespace            fabric namespace                 instance namespace
 //!  ek<net> gateway/24 ────── el<net> ─┐                       /run/enoki/netns/<uid>
 //!  nft table ip enoki                 eb<net> (bridge)
-//!  DOCKER-USER accept                 └─ ev<uid,nic> ──────── eth0 address/24, default route
+//!  DOCKER-USER accept                 ├─ ev<uid,nic> ──────── eth0 address/24, default route
+//!  UDP 4789 ◀──────────────────────── └─ ex<net> (vxlan), where the network spans hosts
 //! ```
 //! - All bridges live in one namespace of their own, the *fabric*, which has no firewall rules and no conntrack:
 //!   whatever Docker or an administrator does to the host's own chains cannot lose a frame between two instances.
@@ -24,10 +25,13 @@ mod linux;
 mod names;
 mod namespace;
 mod netlink;
+pub mod overlay;
 pub mod plan;
 mod programs;
 mod rate;
+mod screen;
 mod simulated;
+mod tunnel;
 
 use std::fmt;
 use std::io;
@@ -39,6 +43,7 @@ use async_trait::async_trait;
 use ipnet::Ipv4Net;
 
 pub use linux::Linux;
+pub use overlay::Peers;
 pub use simulated::{Simulated, World};
 
 /// What is on the wire below a network.
@@ -46,6 +51,39 @@ pub use simulated::{Simulated, World};
 pub enum Kind {
     /// One bridge on this host; reaches no other host.
     Local,
+    /// A bridge on each host that has an instance on it, joined by tunnels between these hosts.
+    Vxlan(Vxlan),
+}
+
+/// This host's end of a network that spans hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Vxlan {
+    /// The segment's number in every frame between hosts (VNI), 1 to [`Vxlan::LAST`]: one network's alone.
+    pub segment: u32,
+    /// This host's address that the other hosts reach it at. The MTU of its device less [`overlay::OVERHEAD`] is that
+    /// of the network's links here.
+    pub address: Ipv4Addr,
+}
+
+impl Vxlan {
+    /// The largest number: it has 24 bits.
+    pub const LAST: u32 = (1 << 24) - 1;
+
+    fn check(&self) -> Result<(), String> {
+        if !(1..=Self::LAST).contains(&self.segment) {
+            return Err(format!("segment {} is not between 1 and {}", self.segment, Self::LAST));
+        }
+        overlay_host(self.address)
+    }
+}
+
+/// Where a tunnel can begin or end.
+fn overlay_host(address: Ipv4Addr) -> Result<(), String> {
+    let one = !address.is_unspecified() && !address.is_loopback() && !address.is_multicast();
+    match one && !address.is_broadcast() {
+        true => Ok(()),
+        false => Err(format!("{address} is not an address that other hosts reach a host at")),
+    }
 }
 
 /// Who routes for a segment.
@@ -99,6 +137,9 @@ impl NetworkPlan {
         if !(8..=30).contains(&self.cidr.prefix_len()) {
             return bad(format!("{} must have a prefix between /8 and /30", self.cidr));
         }
+        if let Kind::Vxlan(vxlan) = self.kind {
+            vxlan.check().or_else(bad)?;
+        }
         match self.gateway {
             Gateway::Address(address) if !usable(&self.cidr, address) => {
                 bad(format!("the gateway {address} is not a host address of {}", self.cidr))
@@ -111,6 +152,13 @@ impl NetworkPlan {
 /// A hardware address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// Whether it can be one station's.
+    fn is_unicast(&self) -> bool {
+        self.0[0] & 1 == 0 && *self != Self([0; 6])
+    }
+}
 
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -182,7 +230,7 @@ impl InstancePlan {
             if nic.network.gateway_address() == Some(nic.address) && nic.network.gateway == Gateway::Host {
                 return bad(format!("{} is the gateway's, which the host has", nic.address));
             }
-            if nic.mac.0[0] & 1 == 1 || nic.mac == Mac([0; 6]) {
+            if !nic.mac.is_unicast() {
                 return bad(format!("{} is not a unicast MAC address", nic.mac));
             }
             for bits in [nic.egress_bits, nic.ingress_bits].into_iter().flatten() {
@@ -195,6 +243,18 @@ impl InstancePlan {
             }
         }
         Ok(())
+    }
+}
+
+impl Peers {
+    /// Refuses what would send frames nowhere, or to everybody.
+    fn check(&self, network: &str) -> Result<(), Error> {
+        check_uid("network", network)?;
+        let bad = |why: String| Err(Error::Invalid(format!("peers of network {network}: {why}")));
+        if let Some(mac) = self.instances.keys().find(|mac| !mac.is_unicast()) {
+            return bad(format!("{mac} is not a unicast MAC address"));
+        }
+        self.instances.values().chain(&self.hosts).try_for_each(|host| overlay_host(*host).or_else(bad))
     }
 }
 
@@ -227,6 +287,15 @@ pub enum Error {
     /// The host already has addresses there; a leg would take their traffic.
     #[error("network {cidr} overlaps {present}, which this host has on {device}; choose another CIDR")]
     Overlap { cidr: Ipv4Net, present: Ipv4Net, device: String },
+    /// This host cannot send from the address that it should have.
+    #[error(
+        "this host has no address {0}, at which other hosts are told to reach it; \
+         set `address` in the agent's configuration to one that it has"
+    )]
+    Underlay(Ipv4Addr),
+    /// Two networks with one number would be one network.
+    #[error("segment {0} is taken on this host by another vxlan device; see `ip -d link show type vxlan`")]
+    Segment(u32),
     /// A program that we run is not installed.
     #[error("{program} is not installed on this host; install the package {package}")]
     Missing { program: &'static str, package: &'static str },
@@ -264,14 +333,19 @@ pub trait Network: Send + Sync {
     /// An instance that is right already is not touched, whatever runs in it.
     async fn ensure(&self, plan: &InstancePlan) -> Result<PathBuf, Error>;
 
+    /// Says who is where on a network that spans hosts: from now on these and no others are in its forwarding table.
+    /// Until an instance here is on the network this is only remembered, and forgotten when [`Network::tend`] clears
+    /// the network away.
+    async fn connect(&self, network: &str, peers: &Peers) -> Result<(), Error>;
+
     /// Takes the instance's links off their segments at once and unpins its namespace. Fine when there is none.
     async fn remove(&self, uid: &str) -> Result<(), Error>;
 
     /// Uids of the instances that have a namespace here.
     async fn instances(&self) -> Result<Vec<String>, Error>;
 
-    /// Puts back what is missing for these networks (legs, table, DOCKER-USER, forwarding), and removes bridges and
-    /// legs of networks that are not named here and have no instance on them.
+    /// Puts back what is missing for these networks (overlays, legs, table, DOCKER-USER, forwarding), and removes
+    /// bridges, overlays and legs of networks that are not named here and have no instance on them.
     async fn tend(&self, networks: &[NetworkPlan]) -> Result<(), Error>;
 
     /// Removes all that this module ever made on this host, except that `ip_forward` stays as it is.

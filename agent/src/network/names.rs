@@ -1,7 +1,7 @@
 //! Names of links and namespaces, all derived from uids, so that nothing has to be remembered.
 //!
-//! A network's bridge `eb`, its leg `ek` in the host and the leg's other end `el` share eight hex digits of the hash
-//! of the network's uid; a host has few networks. Ports are many, so they carry twelve (names are 15 bytes at most).
+//! A network's bridge `eb`, its leg `ek` in the host, the leg's other end `el` and its vxlan device `ex` share eight hex
+//! digits of the hash of the network's uid; a host has few networks. Ports are many, so they carry twelve (names are 15 bytes at most).
 
 use sha2::{Digest, Sha256};
 
@@ -12,8 +12,10 @@ pub const FABRIC: &str = "fabric";
 pub const BRIDGE: &str = "eb";
 pub const LEG: &str = "ek";
 pub const LEG_PORT: &str = "el";
+pub const OVERLAY: &str = "ex";
 /// An instance's NICs are `eth0` to `eth7`: a bound lets removal find every port by its name alone.
 pub const MAX_NICS: u8 = 8;
+/// Of the links of a network that stays on its host, bytes.
 pub const MTU: u32 = 1500;
 
 fn hash(parts: &[&str]) -> [u8; 32] {
@@ -48,9 +50,19 @@ pub fn leg_port(uid: &str) -> String {
     network(LEG_PORT, uid)
 }
 
-/// The digits that a network's three links share, from the name of one.
+/// The vxlan device of a network that spans hosts, a port of the bridge.
+pub fn overlay(uid: &str) -> String {
+    network(OVERLAY, uid)
+}
+
+/// The digits that a network's links share, from the name of one.
 pub fn digits<'a>(prefix: &str, name: &'a str) -> Option<&'a str> {
     name.strip_prefix(prefix).filter(|d| d.len() == 8 && d.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// Whether a bridge's port belongs to the network itself, not to an instance.
+pub fn is_networks_own(port: &str) -> bool {
+    [LEG_PORT, OVERLAY].iter().any(|prefix| digits(prefix, port).is_some())
 }
 
 /// The fabric's end of an instance's NIC.
@@ -79,7 +91,8 @@ mod tests {
 
     #[test]
     fn names_fit_and_differ() {
-        let names = [bridge("a"), leg("a"), leg_port("a"), port("a", "eth0"), port("a", "eth1"), bridge("b")];
+        let [eth0, eth1] = ["eth0", "eth1"].map(|nic| port("a", nic));
+        let names = [bridge("a"), leg("a"), leg_port("a"), overlay("a"), eth0, eth1, bridge("b")];
         for (at, name) in names.iter().enumerate() {
             assert!(name.len() <= 15, "{name} is longer than IFNAMSIZ allows");
             assert!(!names[..at].contains(name));

@@ -4,6 +4,7 @@
 //! Every request has a deadline: a kernel that does not answer is an error, not a hang. "Not there" is an answer when
 //! looking and when removing, never an error.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr};
@@ -13,21 +14,27 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt};
 use ipnet::Ipv4Net;
 use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_ECHO, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_ECHO, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
 };
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{
-    BridgePortState, BridgeStpState, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVeth,
+    BridgePortState, BridgeStpState, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVeth, InfoVxlan,
     LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use rtnetlink::packet_route::tc::{TcHandle, TcMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{
-    AddressMessageBuilder, Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    AddressMessageBuilder, Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan,
+    RouteMessageBuilder,
 };
 
-use super::{Error, Mac, names, rate};
+use super::overlay::{Entry, Tunnel};
+use super::{Error, Mac, rate};
 
 const DEADLINE: Duration = Duration::from_secs(5);
 /// The kernel tells a bridge of a new carrier after a second at the latest.
@@ -54,6 +61,7 @@ pub struct Link {
 pub enum LinkKind {
     Bridge,
     Veth,
+    Vxlan(Tunnel),
     #[default]
     Other,
 }
@@ -119,6 +127,18 @@ impl Lane {
         }
     }
 
+    /// The MTU of the device that has this address; `None` when none has it.
+    pub async fn mtu_at(&self, address: Ipv4Addr) -> Result<Option<u32>, Error> {
+        let present = self.addresses().await?;
+        let Some((index, _)) = present.into_iter().find(|(_, net)| net.addr() == address) else {
+            return Ok(None);
+        };
+        let request = self.0.link().get().match_index(index).execute();
+        let found =
+            bounded(format!("looking for link {index}"), async { std::pin::pin!(request).try_next().await });
+        Ok(absent_is_none(found.await)?.flatten().map(|message| parse(&message).mtu))
+    }
+
     pub async fn links(&self) -> Result<Vec<Link>, Error> {
         let request = self.0.link().get().execute();
         let all: Vec<LinkMessage> = bounded("listing links".into(), request.try_collect()).await?;
@@ -140,10 +160,11 @@ impl Lane {
         Ok(all.into_iter().filter_map(default_route).collect())
     }
 
-    pub async fn add_bridge(&self, name: &str, mac: Mac) -> Result<(), Error> {
+    /// A bridge's own MTU then follows that of its ports.
+    pub async fn add_bridge(&self, name: &str, mac: Mac, mtu: u32) -> Result<(), Error> {
         let message = LinkBridge::new(name)
             .address(mac.0.to_vec())
-            .mtu(names::MTU)
+            .mtu(mtu)
             .forward_delay(0)
             .stp_state(BridgeStpState::Disabled)
             .mcast_snooping(false)
@@ -159,21 +180,67 @@ impl Lane {
         peer: &str,
         peer_mac: Mac,
         peer_namespace: &File,
+        mtu: u32,
     ) -> Result<(), Error> {
         let other = LinkMessageBuilder::<LinkUnspec>::new()
             .name(peer)
             .address(peer_mac.0.to_vec())
-            .mtu(names::MTU)
+            .mtu(mtu)
             .setns_by_fd(peer_namespace.as_raw_fd())
             .build();
         let message = LinkMessageBuilder::<LinkVeth>::new(port, peer)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(other)))
-            .mtu(names::MTU)
+            .mtu(mtu)
             .controller(bridge)
             .up()
             .build();
         bounded(format!("making link {port} with its other end {peer}"), self.0.link().add(message).execute())
             .await
+    }
+
+    /// Makes a vxlan device in another namespace, down. What it carries travels in this one: the kernel keeps the
+    /// namespace that a tunnel was asked for in.
+    pub async fn add_vxlan(
+        &self,
+        name: &str,
+        tunnel: Tunnel,
+        mtu: u32,
+        namespace: &File,
+    ) -> Result<(), Error> {
+        let message = LinkVxlan::new(name, tunnel.segment)
+            .local(tunnel.address)
+            .port(tunnel.port)
+            .learning(tunnel.learning)
+            .mtu(mtu)
+            .setns_by_fd(namespace.as_raw_fd())
+            .build();
+        let what =
+            format!("making vxlan device {name} of segment {} from {}", tunnel.segment, tunnel.address);
+        bounded(what, self.0.link().add(message).execute()).await
+    }
+
+    /// The forwarding entries of a vxlan device.
+    pub async fn entries(&self, device: u32) -> Result<BTreeSet<Entry>, Error> {
+        // The kernel filters by device only for those who ask for strict checking, which other requests do not bear.
+        let request = self.0.neighbours().get().set_address_family(AddressFamily::Bridge).execute();
+        let all: Vec<NeighbourMessage> =
+            bounded(format!("listing forwarding entries of link {device}"), request.try_collect()).await?;
+        Ok(all.iter().filter(|message| message.header.ifindex == device).filter_map(entry).collect())
+    }
+
+    /// Makes an entry. One of all zeros comes beside those that are there; any other takes its place.
+    pub async fn set_entry(&self, device: u32, entry: Entry) -> Result<(), Error> {
+        let how = if entry.floods() { NLM_F_APPEND } else { NLM_F_REPLACE };
+        let message = RouteNetlinkMessage::NewNeighbour(entry_message(device, entry));
+        self.exchange(format!("forwarding {entry} on link {device}"), message, NLM_F_CREATE | how)
+            .await
+            .map(drop)
+    }
+
+    pub async fn remove_entry(&self, device: u32, entry: Entry) -> Result<(), Error> {
+        let message = RouteNetlinkMessage::DelNeighbour(entry_message(device, entry));
+        let what = format!("no longer forwarding {entry} on link {device}");
+        absent_is_none(self.exchange(what, message, 0).await).map(drop)
     }
 
     pub async fn change(&self, index: u32, change: Change) -> Result<(), Error> {
@@ -255,7 +322,8 @@ impl Lane {
         if bits.is_none() { no_queue_is_none(done).map(|_| ()) } else { done.map(|_| ()) }
     }
 
-    /// One acknowledged request about a queue; the library's own builders cannot carry options.
+    /// One acknowledged request, for what the library's own builders cannot say: a queue's options, one more
+    /// destination of an entry. Gives the queue that the answer holds.
     async fn exchange(
         &self,
         what: String,
@@ -290,6 +358,36 @@ fn root_queue(index: u32, attributes: Vec<rtnetlink::packet_route::tc::TcAttribu
     message.header.parent = TcHandle::ROOT;
     message.attributes = attributes;
     message
+}
+
+fn entry_message(device: u32, entry: Entry) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = device;
+    message.header.state = NeighbourState::Permanent;
+    // The device's own table, not that of the bridge which it is a port of.
+    message.header.flags = NeighbourFlags::Own;
+    message.attributes = vec![
+        NeighbourAttribute::LinkLayerAddress(entry.mac.0.to_vec()),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(entry.host)),
+    ];
+    message
+}
+
+/// `None` for what is not of the device's own table.
+fn entry(message: &NeighbourMessage) -> Option<Entry> {
+    let (mut mac, mut host) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok().map(Mac),
+            // The library reads addresses by the message's family, which is the bridge's here.
+            NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
+                host = <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ipv4Addr::from);
+            }
+            _ => {}
+        }
+    }
+    message.header.flags.contains(NeighbourFlags::Own).then_some(Entry { mac: mac?, host: host? })
 }
 
 async fn bounded<T>(
@@ -329,6 +427,11 @@ fn no_queue_is_none<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
     }
 }
 
+/// Whether what was to be made is there already, under this name or by what is unique of it.
+pub fn is_taken(error: &Error) -> bool {
+    errno(error) == Some(libc::EEXIST)
+}
+
 /// Whether a request failed because the objects changed between looking and acting: look again.
 pub fn is_stale(error: &Error) -> bool {
     matches!(error, Error::Vanished(_))
@@ -356,6 +459,7 @@ fn parse(message: &LinkMessage) -> Link {
                     match info {
                         LinkInfo::Kind(InfoKind::Bridge) => link.kind = LinkKind::Bridge,
                         LinkInfo::Kind(InfoKind::Veth) => link.kind = LinkKind::Veth,
+                        LinkInfo::Data(InfoData::Vxlan(data)) => link.kind = LinkKind::Vxlan(tunnel(data)),
                         LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
                             let forwarding = InfoBridgePort::State(BridgePortState::Forwarding);
                             link.forwards = port.contains(&forwarding);
@@ -368,6 +472,20 @@ fn parse(message: &LinkMessage) -> Link {
         }
     }
     link
+}
+
+fn tunnel(data: &[InfoVxlan]) -> Tunnel {
+    let mut tunnel = Tunnel { segment: 0, address: Ipv4Addr::UNSPECIFIED, port: 0, learning: false };
+    for info in data {
+        match info {
+            InfoVxlan::Id(id) => tunnel.segment = *id,
+            InfoVxlan::Local(address) => tunnel.address = *address,
+            InfoVxlan::Port(port) => tunnel.port = *port,
+            InfoVxlan::Learning(learning) => tunnel.learning = *learning,
+            _ => {}
+        }
+    }
+    tunnel
 }
 
 fn local_address(message: &AddressMessage) -> Option<Ipv4Net> {

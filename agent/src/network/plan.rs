@@ -11,6 +11,10 @@ use ipnet::Ipv4Net;
 
 use super::{InstancePlan, Mac, NicPlan, names, rate};
 
+/// The MTU of networks' links by uid, bytes: an overlay's is known only on the host. One that is not in it has
+/// [`names::MTU`].
+pub type Mtus = BTreeMap<String, u32>;
+
 /// What an instance has, and the parts of the fabric that concern it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct View {
@@ -62,6 +66,7 @@ pub enum Action {
     AddBridge {
         bridge: String,
         mac: Mac,
+        mtu: u32,
     },
     BridgeUp {
         bridge: String,
@@ -80,6 +85,7 @@ pub enum Action {
         bridge: String,
         nic: String,
         mac: Mac,
+        mtu: u32,
     },
     Enslave {
         port: String,
@@ -91,6 +97,7 @@ pub enum Action {
     SetMtu {
         nic: String,
         port: String,
+        mtu: u32,
     },
     SetMac {
         nic: String,
@@ -125,7 +132,7 @@ pub enum Action {
 }
 
 /// The way from `view` to `wanted`.
-pub fn plan(wanted: &InstancePlan, view: &View) -> Vec<Action> {
+pub fn plan(wanted: &InstancePlan, mtus: &Mtus, view: &View) -> Vec<Action> {
     let mut steps = Steps { view: view.clone(), actions: Vec::new() };
     if !view.loopback_up {
         steps.push(Action::LoopbackUp);
@@ -136,7 +143,8 @@ pub fn plan(wanted: &InstancePlan, view: &View) -> Vec<Action> {
         steps.clear(&nic, None);
     }
     for nic in &wanted.nics {
-        steps.nic(&wanted.uid, nic);
+        let mtu = mtus.get(&nic.network.uid).copied().unwrap_or(names::MTU);
+        steps.nic(&wanted.uid, nic, mtu);
     }
     steps.routes(wanted);
     steps.actions
@@ -172,7 +180,7 @@ impl Steps {
         }
     }
 
-    fn nic(&mut self, uid: &str, wanted: &NicPlan) {
+    fn nic(&mut self, uid: &str, wanted: &NicPlan, mtu: u32) {
         let bridge = names::bridge(&wanted.network.uid);
         let port = names::port(uid, &wanted.name);
         let nic = &wanted.name;
@@ -180,6 +188,7 @@ impl Steps {
             None => self.push(Action::AddBridge {
                 bridge: bridge.clone(),
                 mac: names::bridge_mac(&wanted.network.uid),
+                mtu,
             }),
             Some(false) => self.push(Action::BridgeUp { bridge: bridge.clone() }),
             Some(true) => {}
@@ -193,6 +202,7 @@ impl Steps {
                 bridge: bridge.clone(),
                 nic: nic.clone(),
                 mac: wanted.mac,
+                mtu,
             });
         }
         // Joined or just plugged: both ends are in the view.
@@ -207,8 +217,8 @@ impl Steps {
         if !outside.up {
             self.push(Action::PortUp { port: port.clone() });
         }
-        if inside.mtu != names::MTU || outside.mtu != names::MTU {
-            self.push(Action::SetMtu { nic: nic.clone(), port: port.clone() });
+        if inside.mtu != mtu || outside.mtu != mtu {
+            self.push(Action::SetMtu { nic: nic.clone(), port: port.clone(), mtu });
         }
         if inside.mac != Some(wanted.mac) {
             self.push(Action::SetMac { nic: nic.clone(), mac: wanted.mac });
@@ -277,17 +287,17 @@ impl View {
                 }
             }
             Action::Discard { nic } => self.drop_nic(nic),
-            Action::Plug { port, bridge, nic, mac } => {
+            Action::Plug { port, bridge, nic, mac, mtu } => {
                 self.ports.insert(
                     port.clone(),
-                    Port { bridge: Some(bridge.clone()), mtu: names::MTU, up: true, rate: None },
+                    Port { bridge: Some(bridge.clone()), mtu: *mtu, up: true, rate: None },
                 );
                 self.nics.insert(
                     nic.clone(),
                     Nic {
                         port: Some(port.clone()),
                         mac: Some(*mac),
-                        mtu: names::MTU,
+                        mtu: *mtu,
                         up: false,
                         addresses: BTreeSet::new(),
                         rate: None,
@@ -296,9 +306,9 @@ impl View {
             }
             Action::Enslave { port, bridge } => self.port(port, |p| p.bridge = Some(bridge.clone())),
             Action::PortUp { port } => self.port(port, |p| p.up = true),
-            Action::SetMtu { nic, port } => {
-                self.inside(nic, |n| n.mtu = names::MTU);
-                self.port(port, |p| p.mtu = names::MTU);
+            Action::SetMtu { nic, port, mtu } => {
+                self.inside(nic, |n| n.mtu = *mtu);
+                self.port(port, |p| p.mtu = *mtu);
             }
             Action::SetMac { nic, mac } => self.inside(nic, |n| n.mac = Some(*mac)),
             Action::RemoveAddress { nic, address } => {

@@ -14,9 +14,10 @@ use super::{Error, egress};
 /// For one run; both programs may wait for a lock that others hold.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Our table as nft prints it; `None` when there is none.
-pub async fn table() -> Result<Option<String>, Error> {
-    let output = command("nft", &["list", "table", "ip", "enoki"], None).await?;
+/// A table, as `ip enoki`, as nft prints it; `None` when there is none.
+pub async fn table(name: &str) -> Result<Option<String>, Error> {
+    let arguments: Vec<&str> = ["list", "table"].into_iter().chain(name.split(' ')).collect();
+    let output = command("nft", &arguments, None).await?;
     Ok(output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned()))
 }
 

@@ -8,8 +8,10 @@ use std::sync::{Mutex, MutexGuard};
 
 use async_trait::async_trait;
 
-use super::plan::{self, View};
-use super::{Error, Gateway, InstancePlan, Network, NetworkPlan, check_uid, names, namespace};
+use super::plan::{self, Mtus, View};
+use super::{
+    Error, Gateway, InstancePlan, Kind, Network, NetworkPlan, Peers, check_uid, names, namespace, overlay,
+};
 
 /// What exists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,8 +22,28 @@ pub struct World {
     pub bridges: BTreeSet<String>,
     /// Networks with a leg in the host, by leg.
     pub legs: BTreeMap<String, NetworkPlan>,
+    /// Networks that span hosts, by vxlan device.
+    pub overlays: BTreeMap<String, NetworkPlan>,
+    /// Who is where on them, by uid of the network.
+    pub peers: BTreeMap<String, Peers>,
     /// How many steps were carried out since the beginning: none by an `ensure` of what is right.
     pub steps: u64,
+}
+
+impl World {
+    /// What a network has on its host besides instances' links.
+    fn segment(&mut self, network: &NetworkPlan) {
+        let leg = network.gateway == Gateway::Host;
+        if leg {
+            self.legs.insert(names::leg(&network.uid), network.clone());
+        }
+        if network.kind != Kind::Local {
+            self.overlays.insert(names::overlay(&network.uid), network.clone());
+        }
+        if leg || network.kind != Kind::Local {
+            self.bridges.insert(names::bridge(&network.uid));
+        }
+    }
 }
 
 /// A host's network in memory; also says no on request.
@@ -76,19 +98,29 @@ impl Network for Simulated {
         plan.check()?;
         self.admit()?;
         let mut world = self.lock();
-        for nic in plan.nics.iter().filter(|nic| nic.network.gateway == Gateway::Host) {
-            world.legs.insert(names::leg(&nic.network.uid), nic.network.clone());
-            world.bridges.insert(names::bridge(&nic.network.uid));
+        let mut mtus = Mtus::new();
+        for nic in &plan.nics {
+            world.segment(&nic.network);
+            if nic.network.kind != Kind::Local {
+                mtus.insert(nic.network.uid.clone(), names::MTU - overlay::OVERHEAD);
+            }
         }
         let mut view = world.instances.get(&plan.uid).cloned().unwrap_or_default();
         view.bridges = world.bridges.iter().map(|bridge| (bridge.clone(), true)).collect();
-        for action in plan::plan(plan, &view) {
+        for action in plan::plan(plan, &mtus, &view) {
             view.apply(&action);
             world.steps += 1;
         }
         world.bridges = view.bridges.keys().cloned().collect();
         world.instances.insert(plan.uid.clone(), view);
         Ok(namespace::path(&plan.uid))
+    }
+
+    async fn connect(&self, network: &str, peers: &Peers) -> Result<(), Error> {
+        peers.check(network)?;
+        self.admit()?;
+        self.lock().peers.insert(network.to_owned(), peers.clone());
+        Ok(())
     }
 
     async fn remove(&self, uid: &str) -> Result<(), Error> {
@@ -122,10 +154,15 @@ impl Network for Simulated {
                 used.contains(&bridge)
             }
         });
-        for network in networks.iter().filter(|n| n.gateway == Gateway::Host) {
-            world.legs.insert(names::leg(&network.uid), network.clone());
-            world.bridges.insert(names::bridge(&network.uid));
-        }
+        let World { overlays, bridges, peers, .. } = &mut *world;
+        overlays.retain(|_, n| {
+            let stays = bridges.contains(&names::bridge(&n.uid));
+            if !stays {
+                peers.remove(&n.uid);
+            }
+            stays
+        });
+        networks.iter().for_each(|network| world.segment(network));
         Ok(())
     }
 

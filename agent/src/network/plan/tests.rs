@@ -18,6 +18,11 @@ fn network(number: u8) -> NetworkPlan {
     }
 }
 
+/// What spans hosts has less room.
+fn mtus() -> Mtus {
+    [("net2".into(), 1450)].into()
+}
+
 fn nic(name: u8, net: u8, last: u8) -> NicPlan {
     NicPlan {
         name: format!("eth{name}"),
@@ -35,7 +40,7 @@ fn instance(nics: Vec<NicPlan>) -> InstancePlan {
 
 /// Carries out the first `steps` of a plan.
 fn carry(view: &mut View, wanted: &InstancePlan, steps: usize) {
-    for action in plan(wanted, view).iter().take(steps) {
+    for action in plan(wanted, &mtus(), view).iter().take(steps) {
         view.apply(action);
     }
 }
@@ -52,8 +57,9 @@ fn assert_right(view: &View, wanted: &InstancePlan) {
         let port = &view.ports[inside.port.as_ref().unwrap()];
         let bridge = names::bridge(&nic.network.uid);
         assert_eq!(view.bridges.get(&bridge), Some(&true));
-        assert_eq!((port.bridge.as_ref(), port.up, port.mtu), (Some(&bridge), true, 1500));
-        assert_eq!((inside.mac, inside.up, inside.mtu), (Some(nic.mac), true, 1500));
+        let mtu = if nic.network.uid == "net2" { 1450 } else { 1500 };
+        assert_eq!((port.bridge.as_ref(), port.up, port.mtu), (Some(&bridge), true, mtu));
+        assert_eq!((inside.mac, inside.up, inside.mtu), (Some(nic.mac), true, mtu));
         assert_eq!(inside.addresses, BTreeSet::from([host_net(nic)]));
         assert_eq!(inside.rate, nic.egress_bits.map(|b| b / 8));
         assert_eq!(port.rate, nic.ingress_bits.map(|b| b / 8));
@@ -72,11 +78,11 @@ fn a_new_instance_is_plugged_addressed_and_then_raised() {
     let (bridge, port) = (names::bridge("net3"), names::port("web1", "eth0"));
     let eth0 = || "eth0".to_owned();
     assert_eq!(
-        plan(&wanted, &View::default()),
+        plan(&wanted, &mtus(), &View::default()),
         [
             Action::LoopbackUp,
-            Action::AddBridge { bridge: bridge.clone(), mac: names::bridge_mac("net3") },
-            Action::Plug { port: port.clone(), bridge, nic: eth0(), mac: wanted.nics[0].mac },
+            Action::AddBridge { bridge: bridge.clone(), mac: names::bridge_mac("net3"), mtu: 1500 },
+            Action::Plug { port: port.clone(), bridge, nic: eth0(), mac: wanted.nics[0].mac, mtu: 1500 },
             Action::AddAddress { nic: eth0(), address: "198.18.3.10/24".parse().unwrap() },
             Action::NicUp { nic: eth0() },
             Action::LimitReceiving { port, bits: Some(8_000_000) },
@@ -109,7 +115,7 @@ fn differences_are_mended_one_by_one() {
         ),
         (
             Box::new(|v| v.inside("eth0", |n| n.mtu = 1400)),
-            vec![Action::SetMtu { nic: eth0(), port: port.clone() }],
+            vec![Action::SetMtu { nic: eth0(), port: port.clone(), mtu: 1500 }],
         ),
         (
             Box::new(|v| {
@@ -131,7 +137,7 @@ fn differences_are_mended_one_by_one() {
     for (number, (damage, expected)) in cases.into_iter().enumerate() {
         let mut view = right.clone();
         damage(&mut view);
-        assert_eq!(plan(&wanted, &view), expected, "case {number}");
+        assert_eq!(plan(&wanted, &mtus(), &view), expected, "case {number}");
     }
 }
 
@@ -141,7 +147,7 @@ fn a_stranger_with_our_name_makes_room() {
     let mut view = View::default();
     carry(&mut view, &wanted, usize::MAX);
     view.inside("eth0", |n| n.port = None);
-    let actions = plan(&wanted, &view);
+    let actions = plan(&wanted, &mtus(), &view);
     assert!(
         matches!(&actions[..3], [Action::Unplug { .. }, Action::Discard { .. }, Action::Plug { .. }]),
         "{actions:?}"
@@ -153,7 +159,7 @@ fn a_nic_that_is_not_wanted_any_more_goes() {
     let mut view = View::default();
     carry(&mut view, &instance(vec![nic(0, 3, 10), nic(1, 1, 10)]), usize::MAX);
     let wanted = instance(vec![nic(0, 3, 10)]);
-    assert_eq!(plan(&wanted, &view), [Action::Unplug { port: names::port("web1", "eth1") }]);
+    assert_eq!(plan(&wanted, &mtus(), &view), [Action::Unplug { port: names::port("web1", "eth1") }]);
 }
 
 /// What may happen to a view besides our own actions.
@@ -239,6 +245,6 @@ proptest! {
         carry(&mut view, &wanted, killed_after);
         carry(&mut view, &wanted, usize::MAX);
         assert_right(&view, &wanted);
-        prop_assert_eq!(plan(&wanted, &view), vec![]);
+        prop_assert_eq!(plan(&wanted, &mtus(), &view), vec![]);
     }
 }
