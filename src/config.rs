@@ -255,6 +255,9 @@ pub struct AgentConfig {
     pub servers: Vec<String>,
     /// Docker's API. Default: unix:///var/run/docker.sock.
     pub docker: String,
+    /// Where other hosts reach this one, for networks that span hosts. Default: the address that it sends from over
+    /// its default route.
+    pub address: Option<Ipv4Addr>,
     /// Kept back from instances for the machine itself. Default: nothing but what the agent itself keeps back.
     pub reserve: Reserve,
 }
@@ -278,6 +281,7 @@ impl Default for AgentConfig {
             labels: BTreeMap::new(),
             servers: vec![format!("unix:{}", paths::AGENT_SOCKET)],
             docker: format!("unix://{}", paths::DOCKER_SOCKET),
+            address: None,
             reserve: Reserve::default(),
         }
     }
@@ -326,6 +330,14 @@ impl AgentConfig {
                     format!("{server:?} must be unix:/PATH or https://HOST:PORT"),
                 ));
             }
+        }
+        let unusable =
+            |a: &Ipv4Addr| a.is_unspecified() || a.is_loopback() || a.is_multicast() || a.is_broadcast();
+        if let Some(address) = self.address.filter(unusable) {
+            return Err(Fault::new(
+                "address",
+                format!("{address} is not an address that others reach it at"),
+            ));
         }
         if !self.docker.starts_with("unix:///") {
             return Err(Fault::new(

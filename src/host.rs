@@ -5,6 +5,7 @@ use crate::config::AgentConfig;
 use anyhow::{Context, bail};
 use enoki_agent::agent;
 use enoki_agent::credentials::{self, HostPki};
+use enoki_agent::network::Underlay;
 use enoki_api::endpoint::Authority;
 use enoki_api::host::Capacity;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> anyhow::Result
         servers: config.servers.clone(),
         docker: socket(&config.docker).context("agent.toml: docker")?,
         reserve,
+        underlay: Underlay { configured: config.address },
         ..agent::AgentConfig::new(&config.host)
     };
     agent::run(config, stop).await

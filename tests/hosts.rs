@@ -31,6 +31,7 @@ fn hosts_join_and_run_instances() {
         &[
             ("instances spread and answer", instances_spread),
             ("a label that comes later", a_label_comes_later),
+            ("a network that spans hosts", a_network_spans_hosts),
             ("an agent away for a while", agent_away),
             ("host against host", host_against_host),
             ("a cloned identity", a_clone_is_refused),
@@ -78,6 +79,38 @@ fn a_label_comes_later(lab: &Lab) {
     });
     assert_eq!(instance(cloud, "talk")["status"]["host"], "h2");
     cloud.enoki(&["delete", "instance", "talk"]).ok();
+}
+
+/// Two on one vxlan network and different hosts reach each other, while one on another network does not.
+fn a_network_spans_hosts(lab: &Lab) {
+    let cloud = &lab[0];
+    for (network, third) in [("blue", 100), ("green", 101)] {
+        let cidr = format!("198.18.{third}.0/24");
+        cloud.enoki(&["network", "create", network, "--type", "vxlan", "--cidr", &cidr]).ok();
+    }
+    let serve = "while :; do echo hello | nc -l -p 7; done";
+    for (name, network, zone) in [
+        ("b1", "blue:198.18.100.10", "a"),
+        ("b2", "blue:198.18.100.11", "b"),
+        ("g2", "green:198.18.101.11", "b"),
+    ] {
+        cloud.enoki(&["label", "host", if zone == "a" { "h1" } else { "h2" }, &format!("zone={zone}")]).ok();
+        let zone = format!("zone={zone}");
+        Running::start(cloud, name, &["--network", network, "--require", &zone], serve);
+    }
+    let reaches = |address: &str| {
+        let script = format!("nc -w 2 {address} 7 </dev/null");
+        cloud.enoki(&["exec", "b1", "--", "sh", "-c", &script]).stdout.contains("hello")
+    };
+    eventually("b1 reaches b2 on the other host", SOON, || {
+        // In the same moment: what is open, and what is not.
+        let (open, shut) = (reaches("198.18.100.11"), reaches("198.18.101.11"));
+        assert!(!shut, "b1 reaches g2, on another network");
+        if open { Ok(()) } else { Err("no word from b2") }
+    });
+    for name in ["b1", "b2", "g2"] {
+        cloud.enoki(&["delete", "instance", name]).ok();
+    }
 }
 
 /// Its host is unknown, then lost; the instance goes on; all is well when the agent is back.

@@ -47,6 +47,142 @@ fn networks() {
     assert!(failed.is_empty(), "failed: {failed:?}");
 }
 
+/// One host is real; what the other one would have written stands in the store.
+#[test]
+fn a_network_that_spans_hosts() {
+    if !is_root() {
+        return;
+    }
+    let cloud = Cloud::bare();
+    cloud
+        .sh("ip link set lo up; ip link add under0 type veth peer name far0; ip addr add 198.18.200.1/24 dev under0
+             ip link set under0 up; ip link set far0 up; echo 'address = \"198.18.200.1\"' > /etc/enoki/agent.toml")
+        .ok();
+    cloud.up();
+    cloud.import_tiny();
+    let networks = "/v1/projects/default/networks";
+    let make = |name: &str, third: u8, segment: Value| {
+        let mut spec = json!({"type": "vxlan", "cidr": format!("198.18.{third}.0/24"), "gateway": "host", "egress": "nat"});
+        if !segment.is_null() {
+            spec["segment"] = segment;
+        }
+        cloud.api("POST", networks, Some(&json!({"kind": "network", "name": name, "spec": spec})))
+    };
+    let blue = make("blue", 100, Value::Null).expect(201);
+    assert_eq!(blue.json["spec"]["segment"], 4096, "{}", blue.body);
+    assert_eq!(make("green", 101, Value::Null).expect(201).json["spec"]["segment"], 4097);
+    let taken = make("red", 102, json!(4096)).expect(409);
+    assert_eq!(
+        (taken.problem(), taken.json["holder"].as_str()),
+        ("segment_taken", Some("network default/blue"))
+    );
+    make("red", 102, json!(7)).expect(201);
+    // The same without its number is the same; another number is not.
+    let same = json!({"kind": "network", "name": "blue", "spec":
+        {"type": "vxlan", "cidr": "198.18.100.0/24", "gateway": "host", "egress": "nat"}});
+    let put = cloud.api("PUT", &format!("{networks}/blue"), Some(&same)).expect(200);
+    assert_eq!(
+        (put.json["generation"].as_u64(), put.json["spec"]["segment"].as_u64()),
+        (Some(1), Some(4096))
+    );
+    let mut other = same.clone();
+    other["spec"]["segment"] = json!(4098);
+    assert_eq!(
+        cloud.api("PUT", &format!("{networks}/blue"), Some(&other)).expect(422).problem(),
+        "immutable_field"
+    );
+    // What is deleted is free again.
+    cloud.enoki(&["delete", "network", "green"]).ok();
+    assert_eq!(make("lime", 103, Value::Null).expect(201).json["spec"]["segment"], 4097);
+    let host = cloud.api("GET", "/v1/hosts", None).expect(200).json["items"][0].clone();
+    assert_eq!(host["status"]["address"], "198.18.200.1", "{host}");
+
+    run(&cloud, "b1", &["--network", "blue:198.18.100.10", "--wait"]).ok();
+    let mtu = sh(&cloud, "b1", "cat /sys/class/net/eth0/mtu").ok();
+    assert_eq!(mtu.text(), "1450");
+    reaches(&cloud, "b1", "198.18.100.1");
+    let entries = || {
+        let all = cloud.sh("nsenter --net=/run/enoki/netns/fabric bridge fdb show").ok().stdout;
+        let mut entries: Vec<String> =
+            all.lines().filter(|line| line.contains(" dst ")).map(String::from).collect();
+        entries.sort();
+        entries
+    };
+    assert_eq!(entries(), Vec::<String>::new());
+    // A second host with an instance on it, as its agent and the leader would write them.
+    let etcdctl =
+        |what: &str| cloud.sh(&format!("set -a; . /etc/enoki/etcdctl.env; etcdctl {what}")).ok().stdout;
+    let read = |key: &str| -> Value {
+        let text = etcdctl(&format!("get --print-value-only /enoki/v1/{key}"));
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{key}: {e}: {text}"))
+    };
+    // One transaction, or the leader would place what has no assignment yet.
+    let write = |all: &[(&str, &Value)]| {
+        let puts: Vec<String> = all
+            .iter()
+            .map(|(key, value)| format!("put /enoki/v1/{key} {}", json!(value.to_string())))
+            .collect();
+        // A blank line ends the conditions, of which there are none.
+        let done = etcdctl(&format!("txn <<'END'\n\n{}\n\n\nEND", puts.join("\n")));
+        assert!(done.starts_with("SUCCESS") && done.contains("OK"), "{done}");
+    };
+    let uid = "5d2c1f0e-1111-4222-8333-444455556666";
+    let mac = "02:00:00:00:00:44";
+    let claim = json!({"instance": "default/b2", "uid": uid, "mac": mac, "since": "2026-11-22T10:00:00Z"});
+    let mut b2 = read("instances/default/b1");
+    (b2["name"], b2["uid"]) = (json!("b2"), json!(uid));
+    b2["spec"]["nics"]["eth0"]["address"] = json!("198.18.100.11");
+    let mut bound = read("assignments/default/b1");
+    (bound["uid"], bound["host"]) = (json!(uid), json!("far"));
+    bound["nics"]["eth0"]["address"] = json!("198.18.100.11");
+    bound["nics"]["eth0"]["mac"] = json!(mac);
+    write(&[
+        ("status/hosts/far", &json!({"phase": "lost", "address": "198.18.200.2"})),
+        ("addresses/default/blue/198.18.100.11", &claim),
+        ("instances/default/b2", &b2),
+        ("assignments/default/b2", &bound),
+    ]);
+    let told = |expected: &[&str]| {
+        eventually(&format!("entries {expected:?}"), WAIT, || {
+            let found = entries();
+            let right =
+                found.len() == expected.len() && found.iter().zip(expected).all(|(f, e)| f.starts_with(e));
+            if right { Ok(()) } else { Err(format!("{found:?}")) }
+        });
+    };
+    let everybody = "00:00:00:00:00:00 dev ex";
+    let known = "02:00:00:00:00:44 dev ex";
+    told(&[everybody, known]);
+    assert!(entries().iter().all(|entry| entry.contains(" dst 198.18.200.2 ")), "{:?}", entries());
+    // Its host gets another address; then it goes.
+    write(&[("status/hosts/far", &json!({"phase": "lost", "address": "198.18.200.3"}))]);
+    eventually("the new address", WAIT, || {
+        let found = entries();
+        if found.iter().all(|entry| entry.contains(" dst 198.18.200.3 ")) {
+            Ok(())
+        } else {
+            Err(format!("{found:?}"))
+        }
+    });
+    told(&[everybody, known]);
+    // The next agent keeps it without being told, and all is gone with the last instance.
+    let pid = cloud.kill("agent", Signal::SIGKILL);
+    told(&[everybody, known]);
+    eventually("the agent is back", WAIT, || match cloud.find("agent") {
+        Some(new) if new != pid => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    cloud.enoki(&["restart", "b1"]).ok();
+    told(&[everybody, known]);
+    etcdctl("del /enoki/v1/instances/default/b2; etcdctl del /enoki/v1/assignments/default/b2");
+    told(&[]);
+    cloud.enoki(&["delete", "instance", "b1"]).ok();
+    eventually("no device is left", WAIT, || {
+        let links = cloud.sh("nsenter --net=/run/enoki/netns/fabric ip -o link").ok().stdout;
+        if links.contains(": ex") { Err(links) } else { Ok(()) }
+    });
+}
+
 fn instance(cloud: &Cloud, name: &str) -> Value {
     cloud.enoki(&["get", "instance", name, "-o", "json"]).ok().json()
 }

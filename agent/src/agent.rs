@@ -10,6 +10,7 @@ use crate::instance::linux::Linux;
 use crate::instance::machine::Machine;
 use crate::ledger::{self, Ledger};
 use crate::limits;
+use crate::network::Underlay;
 use crate::runtime::Runtime;
 use crate::runtime::docker::{Deadlines, Docker, SOCKET};
 use crate::session::Session;
@@ -57,6 +58,8 @@ pub struct AgentConfig {
     pub identity: PathBuf,
     /// See [`SESSION`].
     pub session: PathBuf,
+    /// Where other hosts reach this one.
+    pub underlay: Underlay,
 }
 
 impl AgentConfig {
@@ -72,6 +75,7 @@ impl AgentConfig {
             ledger: ledger::FOLDER.into(),
             identity: IDENTITY.into(),
             session: SESSION.into(),
+            underlay: Underlay::default(),
         }
     }
 }
@@ -95,7 +99,7 @@ fn left(has: Capacity, reserve: Capacity) -> Capacity {
 
 /// Runs the agent of the machine that it is on, until `stop`.
 pub async fn run(config: AgentConfig, stop: CancellationToken) -> anyhow::Result<()> {
-    let machine = Linux::open().await.context("cannot take this host over")?;
+    let machine = Linux::open(config.underlay).await.context("cannot take this host over")?;
     let cgroup = machine.cgroup();
     let runtime = Arc::new(Docker::new(&config.docker, enoki_helpers::RUNTIME, Deadlines::default()));
     run_with(config, Parts { runtime, machine: Arc::new(machine), cgroup }, stop).await
@@ -133,11 +137,13 @@ pub async fn run_with(config: AgentConfig, parts: Parts, stop: CancellationToken
                 config.reserve,
             ),
             cgroup: parts.cgroup,
+            address: None,
             health: Health::default(),
         },
         streams: Streams::new(dialer.clone(), fleet.clone(), stop.clone()),
         dialer: dialer.clone(),
         fleet: fleet.clone(),
+        underlay: config.underlay,
         outbox: outbox.clone(),
         mark: config.session,
         stop: stop.clone(),
@@ -151,6 +157,7 @@ pub async fn run_with(config: AgentConfig, parts: Parts, stop: CancellationToken
             fleet.run(),
             watch_health(parts.runtime.as_ref(), &outbox, docker_is, &stop),
             tend(parts.machine.as_ref(), &fleet, &stop),
+            connect(parts.machine.as_ref(), &fleet, &stop),
         )
     };
     tokio::pin!(work);
@@ -204,6 +211,29 @@ async fn watch_health(
         tokio::select! {
             () = stop.cancelled() => {}
             () = tokio::time::sleep(HEALTH) => {}
+        }
+    }
+}
+
+/// The one task that says who is where on networks that span hosts: what is newest in the ledger is said last.
+async fn connect(machine: &dyn Machine, fleet: &Fleet, stop: &CancellationToken) {
+    let mut last = String::new();
+    while !stop.is_cancelled() {
+        let mut why = String::new();
+        for overlay in fleet.host().ledger.overlays() {
+            if let Err(error) = machine.connect(&overlay).await {
+                why = error.message;
+            }
+        }
+        if why != last && !why.is_empty() {
+            tracing::warn!(why, "networks that span hosts cannot be connected");
+        }
+        last = why;
+        // Cancel-safe: a notification that came while nobody waited is kept.
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = fleet.host().overlaid.notified() => {}
+            () = tokio::time::sleep(TEND) => {}
         }
     }
 }

@@ -17,8 +17,10 @@ use enoki_agent::runtime::{Container, ImageInfo, Runtime, State};
 use enoki_agent::session::outbox::Outbox;
 use enoki_agent::session::socket::Dialer;
 use enoki_api::instance::{Doomed, Phase, RunState, Tombstone};
-use enoki_api::object::Uid;
-use enoki_api::protocol::{Channel, Exit, FromAgent, FromServer, Order, Orphan, Report, StreamRequest};
+use enoki_api::object::{Object, Uid};
+use enoki_api::protocol::{
+    Channel, Exit, FromAgent, FromServer, Order, Orphan, Overlay, Report, StreamRequest,
+};
 use futures::{SinkExt, StreamExt};
 use instance_fuse::{Fuse, Mortal};
 use std::future::Future;
@@ -623,6 +625,70 @@ async fn a_session_from_hello_to_streams_to_the_next_session() {
     .await;
     assert!(site.docker.list().await.unwrap().is_empty());
     assert!(site.ground.world().disks.is_empty());
+    stop.cancel();
+    agent.await.unwrap().unwrap();
+}
+
+/// Waits until `look` says yes.
+async fn becomes(what: &str, look: impl Fn() -> bool) {
+    let until = Instant::now() + Duration::from_secs(10);
+    while !look() {
+        assert!(Instant::now() < until, "{what} did not come about");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_where_holds_without_a_server() {
+    let site = Site::new();
+    let path = site.dir.path().join("agent.sock");
+    let server = Server::listen(&path);
+    let mut config = AgentConfig::new("node1");
+    config.servers = vec![format!("unix:{}", path.display())];
+    config.ledger = site.ledger();
+    config.identity = site.dir.path().join("agent/uid");
+    config.underlay.configured = Some([198, 18, 200, 1].into());
+    let parts = || Parts {
+        runtime: Arc::new(site.docker.clone()),
+        machine: Arc::new(site.ground.clone()),
+        cgroup: "v1".to_owned(),
+    };
+    let stop = CancellationToken::new();
+    let agent = tokio::spawn(run_with(config.clone(), parts(), stop.clone()));
+    let (_, mut peer) = server.accept().await;
+    let FromAgent::Hello(hello) = hear(&mut peer).await else { panic!("the first word is a hello") };
+    assert_eq!(hello.address, config.underlay.configured);
+    say(&mut peer, &FromServer::Welcome { session: "s".to_owned(), heartbeat_ms: 1000 }).await;
+
+    let spec = serde_json::from_str(r#"{"cidr":"198.18.100.0/24","type":"vxlan"}"#).unwrap();
+    let time = jiff::Timestamp::UNIX_EPOCH;
+    let network: enoki_api::network::Network =
+        Object::new(Some("default"), "blue", Default::default(), spec, time);
+    let mut overlay = Overlay {
+        network: network.uid.clone(),
+        hosts: [[198, 18, 200, 2].into()].into(),
+        entries: Vec::new(),
+    };
+    let mut order = order("web1");
+    order.networks.insert("blue".to_owned(), network);
+    say(&mut peer, &FromServer::Full { sequence: 1, orders: vec![order.clone()], tombstones: vec![] }).await;
+    let known = || site.ground.world().overlays.get(&overlay.network).cloned();
+    say(&mut peer, &FromServer::Overlays { overlays: vec![overlay.clone()] }).await;
+    becomes("the first view", || known().as_ref() == Some(&overlay)).await;
+    phase(&mut peer, order.uid(), Phase::Running).await;
+    overlay.hosts.insert([198, 18, 200, 3].into());
+    let known = || site.ground.world().overlays.get(&overlay.network).cloned();
+    say(&mut peer, &FromServer::Overlays { overlays: vec![overlay.clone()] }).await;
+    becomes("the second view", || known().as_ref() == Some(&overlay)).await;
+    stop.cancel();
+    agent.await.unwrap().unwrap();
+
+    // A host that comes up while no server answers connects what it knew last.
+    site.ground.world().overlays.clear();
+    config.servers = vec![format!("unix:{}", site.dir.path().join("nobody.sock").display())];
+    let stop = CancellationToken::new();
+    let agent = tokio::spawn(run_with(config, parts(), stop.clone()));
+    becomes("the view from the ledger", || known().as_ref() == Some(&overlay)).await;
     stop.cancel();
     agent.await.unwrap().unwrap();
 }

@@ -4,6 +4,7 @@ use crate::object::{Faults, Kind, Object, Spec};
 use crate::quantity::{Bytes, MilliCpu};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
 use utoipa::ToSchema;
 
 pub type Host = Object<HostSpec>;
@@ -68,6 +69,10 @@ pub struct HostStatus {
     /// `v1` or `v2`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<String>,
+    /// Where other hosts reach it, for networks that span hosts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = "ipv4")]
+    pub address: Option<Ipv4Addr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = "date-time")]
     pub last_seen_at: Option<Timestamp>,

@@ -22,7 +22,17 @@ pub struct NetworkSpec {
     pub gateway: Gateway,
     #[serde(default)]
     pub egress: Egress,
+    /// The number that tells the segment from others between hosts: of a `vxlan` network its VNI, 1 to 16777215.
+    /// Default: the lowest free one from 4096 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 16777215)]
+    pub segment: Option<u32>,
 }
+
+/// The lowest number that is given to a segment by itself; what is below is for those who choose.
+pub const FIRST_SEGMENT: u32 = 4096;
+/// The largest number of a segment: it has 24 bits.
+pub const LAST_SEGMENT: u32 = (1 << 24) - 1;
 
 /// How a segment spans hosts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -31,6 +41,7 @@ pub enum NetworkKind {
     /// One bridge on one host.
     #[default]
     Local,
+    /// A bridge on every host that has an instance on it, joined by tunnels between them.
     Vxlan,
     Vlan,
     /// A type of a newer version.
@@ -124,13 +135,20 @@ impl Spec for NetworkSpec {
     type Status = NetworkStatus;
 
     fn validate(&self, faults: &mut Faults) {
-        match self.kind {
-            NetworkKind::Local => {}
-            NetworkKind::Vxlan | NetworkKind::Vlan => faults.push(
-                Problem::invalid_field("spec.type", "only `local` networks on this cloud")
-                    .hint("vxlan and vlan networks span hosts; this cloud has one"),
+        match (self.kind, self.segment) {
+            (NetworkKind::Local, None) | (NetworkKind::Vxlan, None) => {}
+            (NetworkKind::Vxlan, Some(segment)) if (1..=LAST_SEGMENT).contains(&segment) => {}
+            (NetworkKind::Vxlan, Some(_)) => {
+                faults.invalid("spec.segment", format!("a number from 1 to {LAST_SEGMENT}"));
+            }
+            (NetworkKind::Local, Some(_)) => {
+                faults.invalid("spec.segment", "a `local` network stays on its host and has no number");
+            }
+            (NetworkKind::Vlan, _) => faults.push(
+                Problem::invalid_field("spec.type", "`vlan` networks are not there yet")
+                    .hint("a `vxlan` network spans hosts, too"),
             ),
-            NetworkKind::Unknown => faults.invalid("spec.type", "one of local, vxlan, vlan"),
+            (NetworkKind::Unknown, _) => faults.invalid("spec.type", "one of local, vxlan, vlan"),
         }
         if self.cidr != self.cidr.trunc() {
             faults.push(
@@ -188,6 +206,11 @@ mod tests {
             (r#"{"cidr":"127.0.0.0/24"}"#, Some("spec.cidr")),
             (r#"{"cidr":"198.18.0.0/24","type":"vlan"}"#, Some("spec.type")),
             (r#"{"cidr":"198.18.0.0/24","type":"token_ring"}"#, Some("spec.type")),
+            (r#"{"cidr":"198.18.0.0/24","type":"vxlan"}"#, None),
+            (r#"{"cidr":"198.18.0.0/24","type":"vxlan","segment":16777215}"#, None),
+            (r#"{"cidr":"198.18.0.0/24","type":"vxlan","segment":16777216}"#, Some("spec.segment")),
+            (r#"{"cidr":"198.18.0.0/24","type":"vxlan","segment":0}"#, Some("spec.segment")),
+            (r#"{"cidr":"198.18.0.0/24","segment":4096}"#, Some("spec.segment")),
             (r#"{"cidr":"198.18.0.0/24","gateway":"198.18.1.1"}"#, Some("spec.gateway")),
             (r#"{"cidr":"198.18.0.0/24","egress":"nat"}"#, Some("spec.egress")),
             (r#"{"cidr":"198.18.0.0/24","gateway":"host","egress":"nat"}"#, None),

@@ -6,12 +6,14 @@
 
 use crate::host::{Capacity, HostPhase};
 use crate::instance::{Assignment, Instance, LimitsStatus, Phase, Tombstone};
+use crate::mac::Mac;
 use crate::network::Network;
 use crate::object::{Labels, Uid};
 use crate::volume::Volume;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
 /// The version of this protocol; N and N-1 work together.
 pub const VERSION: u32 = 1;
@@ -76,6 +78,11 @@ pub enum FromServer {
         orders: Vec<Order>,
         tombstones: Vec<Tombstone>,
     },
+    /// Who is where on networks that span hosts: after a full set all that this host has an instance on, then each
+    /// that changed. Only for agents that told an address.
+    Overlays {
+        overlays: Vec<Overlay>,
+    },
     HeartbeatReply {
         heartbeat_ms: u64,
     },
@@ -104,6 +111,9 @@ pub struct Hello {
     pub labels: Labels,
     pub capacity: Capacity,
     pub cgroup: String,
+    /// Where other hosts reach this one. None: an agent that knows no networks that span hosts, or none of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
     pub health: Health,
 }
 
@@ -129,6 +139,25 @@ pub struct Renew {
 pub struct Joined {
     pub certificate: String,
     pub ca: String,
+}
+
+/// Who is where on one network that spans hosts, as one of them has to know it. The whole of it each time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overlay {
+    /// The network's uid.
+    pub network: Uid,
+    /// The other hosts with an instance on it. None: this host is alone on it, or not on it any more.
+    pub hosts: BTreeSet<Ipv4Addr>,
+    /// The instances on these.
+    pub entries: Vec<OverlayEntry>,
+}
+
+/// An interface on another host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OverlayEntry {
+    pub mac: Mac,
+    pub address: Ipv4Addr,
+    pub host_address: Ipv4Addr,
 }
 
 /// How the host's Docker is.

@@ -19,7 +19,8 @@ pub enum NetworkCommand {
     #[command(after_help = "\
 Examples:
   enoki network create blue --cidr 198.18.100.0/24
-  enoki network create out --cidr 198.18.101.0/24 --gateway host --egress nat")]
+  enoki network create out --cidr 198.18.101.0/24 --gateway host --egress nat
+  enoki network create wide --type vxlan --cidr 198.18.102.0/24")]
     Create {
         name: String,
         /// How it spans hosts
@@ -28,6 +29,9 @@ Examples:
         /// The range its addresses are from: 198.18.100.0/24
         #[arg(long)]
         cidr: Ipv4Net,
+        /// The number of a vxlan segment (default: the next free one)
+        #[arg(long)]
+        segment: Option<u32>,
         /// none, host, or the address of a router of yours
         #[arg(long)]
         gateway: Option<Gateway>,
@@ -109,8 +113,9 @@ pub struct Make {
 }
 
 pub async fn network(ctx: &Context, command: NetworkCommand) -> Result<(), Failure> {
-    let NetworkCommand::Create { name, kind, cidr, gateway, egress, make } = command;
+    let NetworkCommand::Create { name, kind, cidr, segment, gateway, egress, make } = command;
     let mut spec = json!({"type": kind, "cidr": cidr});
+    set(&mut spec, "segment", segment.map(|segment| json!(segment)));
     set(&mut spec, "gateway", gateway.map(|gateway| json!(gateway)));
     set(&mut spec, "egress", egress.map(|egress| json!(egress)));
     create(ctx, Kind::Network, &name, spec, &make).await

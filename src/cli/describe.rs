@@ -278,6 +278,7 @@ fn host_sheet(sheet: &mut Sheet, host: &Host) {
     sheet.field("Cordoned", if host.spec.cordoned { "yes: nothing new is placed here" } else { "no" });
     sheet.maybe("Docker", &status.docker);
     sheet.maybe("Cgroup", &status.cgroup);
+    sheet.maybe("Address", &status.address);
     sheet.maybe("Last seen", &status.last_seen_at.map(|at| format!("{at} ({} ago)", age(at))));
     sheet.heading("Granted of its capacity");
     let (granted, has) = (&status.granted, &status.capacity);
@@ -294,6 +295,7 @@ fn host_sheet(sheet: &mut Sheet, host: &Host) {
 fn network_sheet(sheet: &mut Sheet, network: &Network) {
     let spec = &network.spec;
     sheet.field("Type", word(&spec.kind));
+    sheet.maybe("Segment", &spec.segment);
     sheet.field("CIDR", spec.cidr);
     let address = spec.gateway_address().map(|address| format!(" ({address})")).unwrap_or_default();
     sheet.field("Gateway", format!("{}{address}", spec.gateway));

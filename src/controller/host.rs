@@ -83,6 +83,8 @@ fn status(stored: Option<&HostStatus>, view: Option<&HostView>, listening: Durat
     status.message = view.health.message.clone();
     status.docker = view.health.docker.clone().or(status.docker);
     status.cgroup = Some(view.cgroup.clone());
+    // An agent that cannot tell just now is still reached where it was.
+    status.address = view.address.or(status.address);
     status.capacity = view.capacity;
     Some(status)
 }
@@ -109,6 +111,7 @@ mod tests {
             capacity: Capacity::default(),
             cgroup: "v1".into(),
             labels: Default::default(),
+            address: None,
             silent,
             seen_at: Timestamp::UNIX_EPOCH,
         }

@@ -64,6 +64,7 @@ pub struct HostView {
     pub capacity: Capacity,
     pub cgroup: String,
     pub labels: enoki_api::Labels,
+    pub address: Option<std::net::Ipv4Addr>,
     pub silent: Duration,
     pub seen_at: Timestamp,
 }
@@ -236,6 +237,7 @@ impl Live {
             capacity: live.hello.capacity,
             cgroup: live.hello.cgroup.clone(),
             labels: live.hello.labels.clone(),
+            address: live.hello.address,
             silent: live.seen.elapsed(),
             seen_at: live.seen_at,
         })

@@ -2,7 +2,7 @@
 //!
 //! - [`access`] says who may speak for which host; [`join`] makes hosts of machines.
 //! - [`session`] speaks the protocol with one agent: a full set of orders, then deltas; reports come in.
-//! - [`orders`] is pure: a snapshot -> the orders of a host.
+//! - [`orders`] is pure: a snapshot -> the orders of a host. [`overlays`]: who is where on the networks that span hosts.
 //! - [`Live`] is what agents have said and nobody stores: reports, liveness, orphans. The controllers read it and
 //!   write what is worth keeping; the API shows it.
 //! - [`Broker`] joins a user's exec, console or logs with the stream that the host's agent opens for it.
@@ -13,6 +13,7 @@ mod events;
 mod join;
 mod live;
 pub mod orders;
+mod overlays;
 mod session;
 mod socket;
 

@@ -8,13 +8,13 @@
 
 use super::access::{known, speaks_for};
 use super::live::HEARTBEAT;
-use super::{Dispatch, orders};
+use super::{Dispatch, orders, overlays};
 use crate::auth::actor::Actor;
 use crate::state::{At, Cursor};
 use axum::extract::ws::{Message, WebSocket};
 use enoki_api::instance::Tombstone;
 use enoki_api::object::Uid;
-use enoki_api::protocol::{FromAgent, FromServer, Hello, Order, VERSION};
+use enoki_api::protocol::{FromAgent, FromServer, Hello, Order, Overlay, VERSION};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -37,6 +37,7 @@ struct Sent {
     sequence: u64,
     orders: BTreeMap<Uid, Order>,
     tombstones: BTreeSet<Uid>,
+    overlays: BTreeMap<At, Overlay>,
 }
 
 impl Session {
@@ -92,8 +93,10 @@ impl Session {
                         if known(&state.snapshot(), &self.actor).is_err() {
                             return Err("the host was deleted");
                         }
+                        let networks = batches.iter().flat_map(|b| overlays::touched(&b.before, &b.after, &b.keys)).collect();
                         let touched = batches.iter().flat_map(|b| orders::touched(&b.before, &b.after, host, &b.keys)).collect();
                         self.delta(socket, host, &mut sent, touched).await?;
+                        self.overlays(socket, host, &mut sent, networks).await?;
                     }
                 },
                 message = queue.recv() => match message {
@@ -135,9 +138,53 @@ impl Session {
             sequence: sequence + 1,
             orders: orders.iter().map(|order| (order.uid().clone(), order.clone())).collect(),
             tombstones: tombstones.iter().map(|tombstone| tombstone.uid.clone()).collect(),
+            overlays: overlays::all(&snapshot, host),
         };
         send(socket, &FromServer::Full { sequence: sent.sequence, orders, tombstones }).await?;
+        let overlays = sent.overlays.values().cloned().collect();
+        self.tell_overlays(socket, host, overlays).await?;
         Ok((sent, cursor))
+    }
+
+    /// The views of these networks, where they differ from what was sent.
+    async fn overlays(
+        &self,
+        socket: &mut WebSocket,
+        host: &str,
+        sent: &mut Sent,
+        networks: BTreeSet<At>,
+    ) -> Result<(), &'static str> {
+        let snapshot = self.dispatch.state.snapshot();
+        let mut changed = Vec::new();
+        for at in networks {
+            match (overlays::one(&snapshot, host, &at), sent.overlays.get(&at)) {
+                (Some(new), old) if old != Some(&new) => {
+                    changed.push(new.clone());
+                    sent.overlays.insert(at, new);
+                }
+                // Its last instance here is gone.
+                (None, Some(old)) => {
+                    changed.push(Overlay { hosts: BTreeSet::new(), entries: Vec::new(), ..old.clone() });
+                    sent.overlays.remove(&at);
+                }
+                (Some(_), _) | (None, None) => {}
+            }
+        }
+        self.tell_overlays(socket, host, changed).await
+    }
+
+    /// An agent that told no address knows no such message.
+    async fn tell_overlays(
+        &self,
+        socket: &mut WebSocket,
+        host: &str,
+        overlays: Vec<Overlay>,
+    ) -> Result<(), &'static str> {
+        let knows = self.dispatch.live.host(host).is_some_and(|view| view.address.is_some());
+        if overlays.is_empty() || !knows {
+            return Ok(());
+        }
+        send(socket, &FromServer::Overlays { overlays }).await
     }
 
     /// What differs from what was sent. Nothing: no message.

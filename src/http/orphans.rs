@@ -3,7 +3,7 @@
 use super::App;
 use super::answer::{self, Answer};
 use super::commit::{Step, commit};
-use super::kinds::network::{guarded, overlapping};
+use super::kinds::network::{claimed, guarded, overlapping};
 use super::objects::key;
 use super::query::Params;
 use crate::state::{Snapshot, encode_new};
@@ -126,7 +126,8 @@ fn restored(snapshot: &Snapshot, host: &str, order: &Order) -> Result<Txn, Probl
                     return Err(Problem::invalid_field("networks", detail));
                 }
                 let key = key(Key::spec("networks", Some(&project), &network.name))?;
-                txn = guarded(snapshot, txn)?.when_absent(key.clone()).put(key, encode_new(network));
+                txn = claimed(snapshot, network, guarded(snapshot, txn)?)?;
+                txn = txn.when_absent(key.clone()).put(key, encode_new(network));
             }
         }
     }

@@ -9,7 +9,7 @@ use crate::ledger::{self, Accepted};
 use crate::runtime::{Container, State};
 use enoki_api::instance::{InstanceStatus, Phase, Tombstone};
 use enoki_api::object::Uid;
-use enoki_api::protocol::{Order, Orphan};
+use enoki_api::protocol::{Order, Orphan, Overlay};
 use futures::StreamExt;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -108,6 +108,21 @@ impl Fleet {
         }
         self.host.outbox.again(taken_back);
         self.tell_orphans();
+    }
+
+    /// Who is where on these networks, from now on.
+    pub async fn overlays(&self, overlays: Vec<Overlay>) {
+        let kept = self.host.with_ledger(move |ledger| {
+            for overlay in &overlays {
+                if let Err(error) = ledger.keep(overlay) {
+                    tracing::error!(%error, network = %overlay.network, "who is where could not be kept");
+                }
+            }
+        });
+        if let Err(failure) = kept.await {
+            tracing::error!(message = failure.message, "who is where could not be taken in");
+        }
+        self.host.overlaid.notify_one();
     }
 
     /// Tombstones first: of an instance that is ordered and deleted in one message only the deletion counts.

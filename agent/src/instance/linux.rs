@@ -6,18 +6,19 @@ use super::machine::{Error, Machine, Result, pin};
 use super::observed::Disk;
 use crate::disk::{Disks, Rootfs};
 use crate::limits::{self, Version, record::resources_for_record};
-use crate::network::{self, Network, NicPlan};
+use crate::network::{self, Network, NicPlan, Peers, Underlay, Vxlan};
 use crate::streams::beneath;
 use async_trait::async_trait;
 use enoki_api::instance::{Doomed, LimitsState, LimitsStatus};
 use enoki_api::network::{Egress, Gateway, NetworkKind};
 use enoki_api::object::Uid;
-use enoki_api::protocol::{Order, Usage};
+use enoki_api::protocol::{Order, Overlay, Usage};
 use enoki_api::volume::VolumeKind;
 use enoki_helpers::{INIT, INIT_INSIDE, NETNS, RECORDS, STATE_INSIDE, record};
 use jiff::Timestamp;
 use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -33,6 +34,7 @@ pub struct Linux {
     boot: String,
     disks: Disks,
     network: network::Linux,
+    underlay: Underlay,
     /// Version of the control groups, and whether swap is accounted for.
     cgroups: (Version, bool),
     /// Half of it is the largest /dev/shm.
@@ -58,11 +60,12 @@ fn checked(uid: &Uid) -> Result<&str> {
 
 impl Linux {
     /// Opens what it works with; changes nothing on the host but its own folders.
-    pub async fn open() -> anyhow::Result<Self> {
+    pub async fn open(underlay: Underlay) -> anyhow::Result<Self> {
         Ok(Linux {
             boot: std::fs::read_to_string(BOOT_ID)?.trim().to_owned(),
             disks: Disks::open(Path::new(ROOT)).await?,
             network: network::Linux::new()?,
+            underlay,
             cgroups: limits::host::cgroups()?,
             memory: limits::host::capacity()?.memory.0,
         })
@@ -131,14 +134,13 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
 }
 
 /// PURE: the links as the network module wants them told.
-fn plan(order: &Order) -> Result<network::InstancePlan> {
+fn plan(order: &Order, address: Option<Ipv4Addr>) -> Result<network::InstancePlan> {
     let mut nics = Vec::new();
     for (name, nic) in &order.instance.spec.nics {
         let missing = |what: &str| network_failed(format!("{name}: {what}"));
         let wanted = order.networks.get(&nic.network).ok_or_else(|| missing("its network is gone"))?;
         let given = order.assignment.nics.get(name).ok_or_else(|| missing("it has no address"))?;
-        let network =
-            network_plan(wanted).ok_or_else(|| missing("this agent does not know its network's type"))?;
+        let network = network_plan(wanted, address).map_err(missing)?;
         nics.push(NicPlan {
             name: name.clone(),
             network,
@@ -151,12 +153,25 @@ fn plan(order: &Order) -> Result<network::InstancePlan> {
     Ok(network::InstancePlan { uid: order.uid().to_string(), nics })
 }
 
-fn network_plan(network: &enoki_api::network::Network) -> Option<network::NetworkPlan> {
-    Some(network::NetworkPlan {
+/// PURE: `address` is where other hosts reach this one. The error says what is missing.
+fn network_plan(
+    network: &enoki_api::network::Network,
+    address: Option<Ipv4Addr>,
+) -> std::result::Result<network::NetworkPlan, &'static str> {
+    const UNKNOWN: &str = "this agent does not know its network's type";
+    Ok(network::NetworkPlan {
         uid: network.uid.to_string(),
-        kind: match network.spec.kind {
-            NetworkKind::Local => network::Kind::Local,
-            NetworkKind::Vxlan | NetworkKind::Vlan | NetworkKind::Unknown => return None,
+        kind: match (network.spec.kind, network.spec.segment) {
+            (NetworkKind::Local, _) => network::Kind::Local,
+            (NetworkKind::Vxlan, Some(segment)) => network::Kind::Vxlan(Vxlan {
+                segment,
+                address: address.ok_or(
+                    "its network spans hosts, and this host has no default route that would say where others \
+                     reach it; set `address` in /etc/enoki/agent.toml",
+                )?,
+            }),
+            (NetworkKind::Vxlan, None) => return Err("its network has no segment"),
+            (NetworkKind::Vlan | NetworkKind::Unknown, _) => return Err(UNKNOWN),
         },
         cidr: network.spec.cidr,
         gateway: match network.spec.gateway {
@@ -168,7 +183,7 @@ fn network_plan(network: &enoki_api::network::Network) -> Option<network::Networ
             Egress::None => network::Egress::None,
             Egress::Routed => network::Egress::Routed,
             Egress::Nat => network::Egress::Nat,
-            Egress::Unknown => return None,
+            Egress::Unknown => return Err(UNKNOWN),
         },
     })
 }
@@ -235,14 +250,22 @@ impl Machine for Linux {
     }
 
     async fn ensure_network(&self, order: &Order) -> Result<()> {
-        self.network.ensure(&plan(order)?).await.map(drop).map_err(network_failed)
+        self.network.ensure(&plan(order, self.underlay.address())?).await.map(drop).map_err(network_failed)
+    }
+
+    async fn connect(&self, overlay: &Overlay) -> Result<()> {
+        let instances =
+            overlay.entries.iter().map(|entry| (network::Mac(entry.mac.0), entry.host_address)).collect();
+        let peers = Peers { instances, hosts: overlay.hosts.clone() };
+        self.network.connect(overlay.network.as_str(), &peers).await.map_err(network_failed)
     }
 
     async fn tend(&self, orders: &[Order]) -> Result<()> {
+        let address = self.underlay.address();
         let mut plans: Vec<network::NetworkPlan> = Vec::new();
         for network in orders.iter().flat_map(|order| order.networks.values()) {
             let known = plans.iter().any(|plan| plan.uid == network.uid.as_str());
-            if let (false, Some(plan)) = (known, network_plan(network)) {
+            if let (false, Ok(plan)) = (known, network_plan(network, address)) {
                 plans.push(plan);
             }
         }

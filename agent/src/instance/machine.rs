@@ -9,7 +9,7 @@ use crate::disk::Pinned;
 use async_trait::async_trait;
 use enoki_api::instance::{Doomed, LimitsStatus};
 use enoki_api::object::Uid;
-use enoki_api::protocol::{Order, Usage};
+use enoki_api::protocol::{Order, Overlay, Usage};
 use std::path::PathBuf;
 
 /// Why it was not done.
@@ -59,6 +59,9 @@ pub trait Machine: Send + Sync + 'static {
     async fn network(&self, uid: &Uid) -> Result<bool>;
 
     async fn ensure_network(&self, order: &Order) -> Result<()>;
+
+    /// Has the network's frames go to the hosts where its instances are, and nowhere else.
+    async fn connect(&self, overlay: &Overlay) -> Result<()>;
 
     /// Puts back what these orders' networks need of the host itself, and clears away what none of them needs.
     async fn tend(&self, orders: &[Order]) -> Result<()>;

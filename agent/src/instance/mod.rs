@@ -64,6 +64,8 @@ pub struct Host {
     pub outbox: Outbox,
     /// Whether Docker answers.
     pub docker: watch::Receiver<bool>,
+    /// Somebody told who is where on networks that span hosts.
+    pub overlaid: Notify,
     bring_ups: Semaphore,
     /// Container ids by uid, from the last list.
     listed: Mutex<BTreeMap<Uid, Vec<String>>>,
@@ -85,6 +87,7 @@ impl Host {
             ledger,
             outbox,
             docker,
+            overlaid: Notify::new(),
             bring_ups: Semaphore::new(BRING_UPS),
             listed: Mutex::default(),
         }

@@ -9,7 +9,7 @@ use super::observed::Disk;
 use async_trait::async_trait;
 use enoki_api::instance::{Doomed, LimitsState, LimitsStatus, Resources};
 use enoki_api::object::Uid;
-use enoki_api::protocol::{Order, Usage};
+use enoki_api::protocol::{Order, Overlay, Usage};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +21,8 @@ pub struct World {
     pub volumes: BTreeSet<Uid>,
     /// Uids with a namespace, and the links in it.
     pub networks: BTreeMap<Uid, String>,
+    /// Who is where on networks that span hosts, by uid of the network.
+    pub overlays: BTreeMap<Uid, Overlay>,
     pub files: BTreeSet<Uid>,
     /// Container ids with the disk of their record.
     pub records: BTreeMap<String, Uid>,
@@ -54,6 +56,7 @@ impl Simulated {
     pub fn rebooted(&self, boot: &str) -> Self {
         let mut world = self.world();
         world.networks.clear();
+        world.overlays.clear();
         for disk in world.disks.values_mut() {
             disk.ready = false;
         }
@@ -122,6 +125,11 @@ impl Machine for Simulated {
     async fn ensure_network(&self, order: &Order) -> Result<()> {
         let mut world = self.allowed("network_unavailable")?;
         world.networks.insert(order.uid().clone(), super::observe::links(order));
+        Ok(())
+    }
+
+    async fn connect(&self, overlay: &Overlay) -> Result<()> {
+        self.allowed("network_unavailable")?.overlays.insert(overlay.network.clone(), overlay.clone());
         Ok(())
     }
 

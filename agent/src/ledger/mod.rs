@@ -6,6 +6,7 @@
 //! ledger/UID.json             an order and its facts; stays until its tombstone is done, named by a server or not
 //! ledger/UID.corrupt          a file that could not be read: kept for a human, its container is left alone
 //! ledger/tombstones/UID.json  accepted, not done yet
+//! ledger/overlays/UID.json    who is where on a network that spans hosts; the first start after its last instance clears it away
 //! ```
 //! Writes are synced before they return. On failure of a write the memory keeps the old value too: what is not on
 //! disk was not accepted. A file is written by one thread at a time (the entry's lock), different files at once.
@@ -15,7 +16,7 @@ pub mod file;
 use crate::instance::facts::Facts;
 use enoki_api::instance::Tombstone;
 use enoki_api::object::Uid;
-use enoki_api::protocol::Order;
+use enoki_api::protocol::{Order, Overlay};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -58,6 +59,7 @@ pub struct Ledger {
     folder: PathBuf,
     entries: Mutex<BTreeMap<Uid, Arc<Mutex<Entry>>>>,
     tombstones: Mutex<BTreeMap<Uid, Tombstone>>,
+    overlays: Mutex<BTreeMap<Uid, Overlay>>,
     corrupt: BTreeSet<Uid>,
 }
 
@@ -70,12 +72,22 @@ impl Ledger {
     /// Reads what is there. Only an unreadable folder is an error; an unreadable file is set aside.
     pub fn load(folder: &Path) -> Result<Self, Error> {
         let fail = |source| Error::Folder { path: folder.to_owned(), source };
-        file::folder(&folder.join("tombstones")).map_err(fail)?;
+        for part in ["tombstones", "overlays"] {
+            file::folder(&folder.join(part)).map_err(fail)?;
+        }
         let mut corrupt = BTreeSet::new();
         let entries = read_all::<Entry>(folder, &mut corrupt, |entry| entry.order.uid()).map_err(fail)?;
         let tombstones =
             read_all::<Tombstone>(&folder.join("tombstones"), &mut corrupt, |tombstone| &tombstone.uid)
                 .map_err(fail)?;
+        // One that cannot be read is no instance's harm: its entries are in the kernel, and a server tells it anew.
+        let mut overlays =
+            read_all::<Overlay>(&folder.join("overlays"), &mut BTreeSet::new(), |overlay| &overlay.network)
+                .map_err(fail)?;
+        for network in leftover(&overlays, &entries) {
+            file::remove(&overlay_path(folder, &network)).map_err(fail)?;
+            overlays.remove(&network);
+        }
         let entries: BTreeMap<_, _> =
             entries.into_iter().map(|(uid, entry)| (uid, Arc::new(Mutex::new(entry)))).collect();
         // A set-aside file whose instance was accepted anew since is history.
@@ -84,6 +96,7 @@ impl Ledger {
             folder: folder.to_owned(),
             entries: Mutex::new(entries),
             tombstones: Mutex::new(tombstones),
+            overlays: Mutex::new(overlays),
             corrupt,
         })
     }
@@ -175,9 +188,39 @@ impl Ledger {
         Ok(())
     }
 
+    /// Keeps who is where on a network. An equal word costs nothing.
+    pub fn keep(&self, overlay: &Overlay) -> Result<(), Error> {
+        let mut overlays = lock(&self.overlays);
+        if overlays.get(&overlay.network) == Some(overlay) {
+            return Ok(());
+        }
+        let path = overlay_path(&self.folder, &overlay.network);
+        file::write(&path, overlay).map_err(|source| Error::Write { path, source })?;
+        overlays.insert(overlay.network.clone(), overlay.clone());
+        Ok(())
+    }
+
+    pub fn overlays(&self) -> Vec<Overlay> {
+        lock(&self.overlays).values().cloned().collect()
+    }
+
     fn tombstone_path(&self, uid: &Uid) -> PathBuf {
         self.folder.join("tombstones").join(format!("{uid}.json"))
     }
+}
+
+fn overlay_path(folder: &Path, network: &Uid) -> PathBuf {
+    folder.join("overlays").join(format!("{network}.json"))
+}
+
+/// PURE: networks that no instance here is on any more.
+fn leftover(overlays: &BTreeMap<Uid, Overlay>, entries: &BTreeMap<Uid, Entry>) -> Vec<Uid> {
+    let used: BTreeSet<&Uid> = entries
+        .values()
+        .flat_map(|entry| entry.order.networks.values())
+        .map(|network| &network.uid)
+        .collect();
+    overlays.keys().filter(|network| !used.contains(network)).cloned().collect()
 }
 
 /// Every `UID.json` that holds what its name says; others are set aside as `UID.corrupt`.

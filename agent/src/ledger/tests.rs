@@ -1,6 +1,7 @@
 use super::*;
 use crate::instance::samples::order;
 use enoki_api::instance::Doomed;
+use enoki_api::object::Object;
 
 fn tombstone(uid: &Uid) -> Tombstone {
     Tombstone {
@@ -53,6 +54,35 @@ fn an_older_epoch_is_refused_and_a_newer_one_keeps_the_facts() {
     order.assignment.epoch = 6;
     assert_eq!(ledger.accept(&order).unwrap(), Accepted::Changed);
     assert_eq!(ledger.get(order.uid()).unwrap().facts.restarts, 3);
+}
+
+#[test]
+fn who_is_where_stays_while_an_instance_is_on_the_network() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut order = order("web1");
+    let spec = serde_json::from_str(r#"{"cidr":"198.18.100.0/24","type":"vxlan"}"#).unwrap();
+    let network: enoki_api::network::Network =
+        Object::new(Some("default"), "blue", Default::default(), spec, jiff::Timestamp::UNIX_EPOCH);
+    let overlay = Overlay {
+        network: network.uid.clone(),
+        hosts: [[198, 18, 200, 2].into()].into(),
+        entries: Vec::new(),
+    };
+    order.networks.insert("blue".into(), network);
+    {
+        let ledger = Ledger::load(dir.path()).unwrap();
+        ledger.accept(&order).unwrap();
+        ledger.keep(&overlay).unwrap();
+        ledger.keep(&Overlay { network: Uid::random(), ..overlay.clone() }).unwrap();
+        assert_eq!(ledger.overlays().len(), 2);
+    }
+    // Nobody here is on the second.
+    let ledger = Ledger::load(dir.path()).unwrap();
+    assert_eq!(ledger.overlays(), [overlay]);
+    assert!(ledger.corrupt().is_empty());
+    ledger.bury(order.uid()).unwrap();
+    assert_eq!(Ledger::load(dir.path()).unwrap().overlays(), []);
+    assert_eq!(fs::read_dir(dir.path().join("overlays")).unwrap().count(), 0);
 }
 
 #[test]

@@ -32,6 +32,7 @@ mod rate;
 mod screen;
 mod simulated;
 mod tunnel;
+mod underlay;
 
 use std::fmt;
 use std::io;
@@ -45,6 +46,7 @@ use ipnet::Ipv4Net;
 pub use linux::Linux;
 pub use overlay::Peers;
 pub use simulated::{Simulated, World};
+pub use underlay::Underlay;
 
 /// What is on the wire below a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -12,6 +12,7 @@ pub mod outbox;
 pub mod socket;
 
 use crate::instance::fleet::Fleet;
+use crate::network::Underlay;
 use crate::streams::Streams;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use enoki_api::protocol::{FromAgent, FromServer, Hello, SESSION_PATH};
@@ -61,13 +62,14 @@ pub enum Error {
 
 pub struct Session {
     pub dialer: Dialer,
-    /// With the health at the time of each hello filled in.
+    /// With the health and address at the time of each hello filled in.
     pub hello: Hello,
     pub fleet: Fleet,
     pub outbox: Outbox,
     pub streams: Streams,
     /// A file that is there while there is a session.
     pub mark: PathBuf,
+    pub underlay: Underlay,
     pub stop: CancellationToken,
 }
 
@@ -116,7 +118,8 @@ impl Session {
     async fn hold(&self) -> Result<(), Error> {
         let socket = self.dialer.websocket(SESSION_PATH).await?;
         let (mut sink, mut source) = socket.split();
-        let hello = Hello { health: self.outbox.health(), ..self.hello.clone() };
+        let (health, address) = (self.outbox.health(), self.underlay.address());
+        let hello = Hello { health, address, ..self.hello.clone() };
         send(&mut sink, &FromAgent::Hello(hello)).await?;
         let welcome = timeout(WELCOME, next(&mut source)).await.map_err(|_| Error::NoWelcome)??;
         let period = match welcome {
@@ -189,6 +192,7 @@ impl Session {
                     self.fleet.delta(orders, tombstones).await;
                     sequence = Some(to);
                 }
+                FromServer::Overlays { overlays } => self.fleet.overlays(overlays).await,
                 FromServer::Open { stream, request } => self.streams.open(stream, request),
                 FromServer::Goodbye { reason, leader } => return Err(Error::Goodbye { reason, leader }),
             }

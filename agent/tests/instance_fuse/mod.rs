@@ -11,7 +11,7 @@ use enoki_agent::runtime::{
 };
 use enoki_api::instance::{Doomed, LimitsStatus};
 use enoki_api::object::Uid;
-use enoki_api::protocol::{Health, Order, TerminalSize, Usage};
+use enoki_api::protocol::{Health, Order, Overlay, TerminalSize, Usage};
 use futures::stream::BoxStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -134,6 +134,9 @@ impl Machine for Mortal {
     }
     async fn ensure_network(&self, order: &Order) -> Done<()> {
         self.fuse.around(self.ground.ensure_network(order)).await
+    }
+    async fn connect(&self, overlay: &Overlay) -> Done<()> {
+        self.ground.connect(overlay).await
     }
     async fn tend(&self, orders: &[Order]) -> Done<()> {
         self.ground.tend(orders).await

@@ -92,7 +92,13 @@ pub fn with_default_network(
         Problem::new(Code::CidrTaken, format!("the pool {pool} has no free /{PREFIX} left"))
             .hint("delete a network or enlarge the pool")
     })?;
-    let spec = NetworkSpec { kind: NetworkKind::Local, cidr, gateway: Gateway::Host, egress: Egress::Nat };
+    let spec = NetworkSpec {
+        kind: NetworkKind::Local,
+        cidr,
+        gateway: Gateway::Host,
+        egress: Egress::Nat,
+        segment: None,
+    };
     let mut network = Object::new(Some(project), DEFAULT_NETWORK, Default::default(), spec, Timestamp::now());
     network.uid = lasting_uid(project, cidr);
     let spec_key = key(Key::spec("networks", Some(project), DEFAULT_NETWORK))?;

@@ -54,6 +54,7 @@ impl Lab {
                     "ip address add {address}/24 dev lab; ip link set lab up; hostname {name}; echo {name} >/etc/hostname"
                 ))
                 .ok();
+            machine.write("/etc/enoki/agent.toml", &format!("address = \"{address}\"\n"));
         }
         Lab { machines, _switch: switch }
     }
