@@ -12,7 +12,7 @@ use enoki_agent::instance::observed::Disk;
 use enoki_agent::instance::samples::{changed, order};
 use enoki_agent::instance::simulated::Simulated as Ground;
 use enoki_agent::ledger::Ledger;
-use enoki_agent::runtime::simulated::{Daemon, Simulated as Docker};
+use enoki_agent::runtime::simulated::{Call, Daemon, Simulated as Docker};
 use enoki_agent::runtime::{Container, ImageInfo, Runtime, State};
 use enoki_agent::session::outbox::Outbox;
 use enoki_agent::session::socket::Dialer;
@@ -374,6 +374,37 @@ fn a_daemon_that_goes_away_loses_nothing_and_is_not_piled_on() {
     let after = life.containers(&site);
     assert_eq!(before[0].id, after[0].id);
     assert_ne!(before[0].state, after[0].state);
+    life.kill();
+}
+
+#[test]
+fn a_launch_and_a_removal_look_at_one_container() {
+    let site = Site::new();
+    let life = Life::plain(&site);
+    life.wait("the first list", || site.docker.calls(Call::List) == 1);
+    let orders: Vec<Order> = (0..8).map(|number| order(&format!("web{number}"))).collect();
+    let looks = |order: &Order| {
+        let before = site.docker.calls(Call::Inspect);
+        life.run(life.fleet.delta(vec![order.clone()], vec![]));
+        life.wait("it runs", || life.phase(order.uid()) == Some(Phase::Running));
+        // Longer than events are gathered for.
+        std::thread::sleep(Duration::from_millis(300));
+        site.docker.calls(Call::Inspect) - before
+    };
+    let counts: Vec<u64> = orders.iter().map(looks).collect();
+    assert!(
+        counts.iter().all(|count| *count <= 2 * counts[0]),
+        "the more run, the more it costs: {counts:?}"
+    );
+    assert_eq!(site.docker.calls(Call::List), 1);
+
+    // By somebody else's hand: made anew, and the old one's record gone.
+    let before = life.containers(&site);
+    let gone = &before[0];
+    site.docker.vanish(&gone.id);
+    let again = || life.containers(&site).iter().any(|c| c.uid == gone.uid && c.id != gone.id);
+    life.wait("it is made again", again);
+    life.wait("its record is gone", || !site.ground.world().records.contains_key(&gone.id));
     life.kill();
 }
 

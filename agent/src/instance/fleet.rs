@@ -4,10 +4,10 @@
 //! reported and otherwise treated as ever: kept alive by its ledger, never removed. An order that names it later takes
 //! it back; nothing has to be undone.
 
-use super::{Actor, Host};
+use super::{Actor, Host, observe};
 use crate::ledger::{self, Accepted};
-use crate::runtime::{Container, State};
-use enoki_api::instance::{InstanceStatus, Phase, Tombstone};
+use crate::runtime::{Container, Event, State};
+use enoki_api::instance::{Doomed, InstanceStatus, Phase, Tombstone};
 use enoki_api::object::Uid;
 use enoki_api::protocol::{Order, Orphan, Overlay};
 use futures::StreamExt;
@@ -130,9 +130,7 @@ impl Fleet {
         let name = self.name.clone();
         let taken = self.host.with_ledger(move |ledger| take_in(ledger, &name, orders, &tombstones)).await;
         match taken {
-            // A disk's tombstone is its instance's to carry out.
-            Ok(Some(changed)) => changed.iter().for_each(|uid| self.wake(uid)),
-            Ok(None) => self.wake_all(),
+            Ok(changed) => changed.iter().for_each(|uid| self.wake(uid)),
             Err(failure) => {
                 tracing::error!(message = failure.message, "orders could not be taken in");
             }
@@ -160,7 +158,12 @@ impl Fleet {
                 tracing::warn!(container = record, %error, "the record of a removed container stays");
             }
         }
-        self.known().containers = Some(listed);
+        {
+            let mut known = self.known();
+            known.containers = Some(listed);
+            // A handle keeps all the memory of its task, long after that has ended.
+            known.actors.retain(|_, handle| !handle.task.is_finished());
+        }
         self.tell_orphans();
         // Also restarts a task that died by a fault of ours.
         self.wake_all();
@@ -179,11 +182,11 @@ impl Fleet {
         let mut orphans = Vec::new();
         let mut told = BTreeSet::new();
         for uid in ledger.uids() {
-            let Some(entry) = ledger.get(&uid) else { continue };
             told.insert(uid.clone());
             if named.contains(&uid) || ledger.tombstone(&uid).is_some() {
                 continue;
             }
+            let Some(entry) = ledger.get(&uid) else { continue };
             let last = self.host.outbox.last(&uid);
             let found = containers.iter().find(|container| container.uid == uid);
             orphans.push(Orphan {
@@ -248,6 +251,34 @@ impl Fleet {
         self.tasks.wait().await;
     }
 
+    /// Takes one event in; true when only a list tells the rest. A launch of ours must not: looking at every container
+    /// for each one that begins would cost more with each that runs.
+    async fn heard(&self, event: &Event) -> bool {
+        let Event { uid, container, action } = event;
+        let ours = self.host.ledger.has(uid);
+        match action.as_str() {
+            "create" => self.host.appeared(uid, container),
+            "destroy" => {
+                self.host.vanished(uid, container);
+                if let Some(containers) = &mut self.known().containers {
+                    containers.retain(|known| known.id != *container);
+                }
+                // Whoever removed it: nothing reads its record any more.
+                if let Err(error) = self.host.machine.remove_record(container).await {
+                    tracing::warn!(container, %error, "the record of a removed container stays");
+                }
+                if !ours {
+                    self.tell_orphans();
+                }
+            }
+            _ => {}
+        }
+        if ours {
+            self.wake(uid);
+        }
+        action == "rename" || (action == "create" && !ours)
+    }
+
     async fn follow(&self, events: &mut futures::stream::BoxStream<'static, crate::runtime::Event>) {
         let mut due = tokio::time::Instant::now() + RELIST;
         loop {
@@ -257,10 +288,7 @@ impl Fleet {
                 event = events.next() => match event {
                     None => return,
                     Some(event) => {
-                        if self.host.ledger.get(&event.uid).is_some() {
-                            self.wake(&event.uid);
-                        }
-                        if matches!(event.action.as_str(), "create" | "destroy" | "rename") {
+                        if self.heard(&event).await {
                             due = due.min(tokio::time::Instant::now() + GATHER);
                         }
                     }
@@ -274,18 +302,20 @@ impl Fleet {
     }
 }
 
-/// Uids whose tasks have to look. None: a disk's tombstone is among them, and whose it is the tasks find out.
-fn take_in(
-    ledger: &ledger::Ledger,
-    host: &str,
-    orders: Vec<Order>,
-    tombstones: &[Tombstone],
-) -> Option<Vec<Uid>> {
+/// Uids whose tasks have to look.
+fn take_in(ledger: &ledger::Ledger, host: &str, orders: Vec<Order>, tombstones: &[Tombstone]) -> Vec<Uid> {
     let mut changed = Vec::new();
-    let mut all = false;
     for tombstone in tombstones {
         match ledger.doom(tombstone) {
-            Ok(_) => all = true,
+            Ok(_) => {
+                changed.push(tombstone.uid.clone());
+                // A disk's is its instance's to carry out.
+                if tombstone.what == Doomed::Disk {
+                    changed.extend(ledger.uids().into_iter().filter(|uid| {
+                        ledger.get(uid).is_some_and(|entry| observe::owns(&entry, &tombstone.uid))
+                    }));
+                }
+            }
             Err(error) => tracing::error!(%error, name = tombstone.name, "a tombstone could not be kept"),
         }
     }
@@ -303,7 +333,7 @@ fn take_in(
             Err(error) => tracing::error!(%error, name = order.name(), "an order was not taken in"),
         }
     }
-    (!all).then_some(changed)
+    changed
 }
 
 fn phase(container: &Container) -> Phase {

@@ -113,6 +113,26 @@ impl Host {
         *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = all;
     }
 
+    /// What an event told since the last list.
+    fn appeared(&self, uid: &Uid, container: &str) {
+        let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        let ids = listed.entry(uid.clone()).or_default();
+        if !ids.iter().any(|id| id == container) {
+            ids.push(container.to_owned());
+        }
+    }
+
+    /// The same for a container that is gone.
+    fn vanished(&self, uid: &Uid, container: &str) {
+        let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(ids) = listed.get_mut(uid) {
+            ids.retain(|id| id != container);
+            if ids.is_empty() {
+                listed.remove(uid);
+            }
+        }
+    }
+
     /// Whether an order that is to stay names this disk or volume.
     fn needs(&self, uid: &Uid) -> bool {
         self.ledger.uids().iter().filter_map(|instance| self.ledger.get(instance)).any(|entry| {

@@ -110,6 +110,11 @@ impl Ledger {
         lock(&self.entries).keys().cloned().collect()
     }
 
+    /// Whether there is an entry, without the copy that [`Self::get`] makes.
+    pub fn has(&self, uid: &Uid) -> bool {
+        lock(&self.entries).contains_key(uid)
+    }
+
     pub fn get(&self, uid: &Uid) -> Option<Entry> {
         self.slot(uid).map(|slot| lock(&slot).clone())
     }

@@ -93,6 +93,8 @@ pub struct Create {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ImageInfo {
     pub id: String,
+    /// As `repository:tag`.
+    pub names: Vec<String>,
     pub entrypoint: Vec<String>,
     pub command: Vec<String>,
     pub volumes: Vec<String>,

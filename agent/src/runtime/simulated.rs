@@ -67,6 +67,8 @@ struct World {
     registry: BTreeMap<String, ImageInfo>,
     execs: BTreeMap<String, Exec>,
     failures: BTreeMap<Call, VecDeque<Error>>,
+    /// How often each was called while the daemon answered.
+    calls: BTreeMap<Call, u64>,
     /// What a container's program answers to SIGTERM: its exit code, or nothing at all.
     on_stop: BTreeMap<String, Option<i64>>,
     daemon: Daemon,
@@ -102,6 +104,7 @@ impl Simulated {
                 registry: BTreeMap::new(),
                 execs: BTreeMap::new(),
                 failures: BTreeMap::new(),
+                calls: BTreeMap::new(),
                 on_stop: BTreeMap::new(),
                 daemon: Daemon::Up,
                 made: 0,
@@ -129,6 +132,11 @@ impl Simulated {
     /// The next call of this kind fails; more of them queue up.
     pub fn fail_next(&self, call: Call, error: Error) {
         self.world().failures.entry(call).or_default().push_back(error);
+    }
+
+    /// How often it was called.
+    pub fn calls(&self, call: Call) -> u64 {
+        self.world().calls.get(&call).copied().unwrap_or_default()
     }
 
     pub fn add_image(&self, name: &str, info: ImageInfo) {
@@ -193,6 +201,7 @@ impl Simulated {
                 return Err(Error::Unavailable(format!("no answer within {:?}", self.deadline)));
             }
         }
+        *self.world().calls.entry(call).or_default() += 1;
         match self.world().failures.get_mut(&call).and_then(VecDeque::pop_front) {
             Some(error) => Err(error),
             None => Ok(()),
@@ -410,7 +419,10 @@ impl Runtime for Simulated {
 
     async fn image(&self, name: &str) -> Result<Option<ImageInfo>, Error> {
         self.enter(Call::Image).await?;
-        Ok(self.world().image(name).cloned())
+        let world = self.world();
+        let named = |info: &ImageInfo| world.images.get(&info.id).map(|(_, names)| names.clone());
+        let info = world.image(name);
+        Ok(info.map(|info| ImageInfo { names: named(info).unwrap_or_default(), ..info.clone() }))
     }
 
     async fn pull(&self, name: &str) -> Result<(), Error> {
@@ -557,6 +569,7 @@ fn read_archive(bytes: &[u8]) -> Option<(Vec<String>, ImageInfo)> {
     let inner = &parsed["config"];
     let info = ImageInfo {
         id: format!("sha256:{}", hex(&Sha256::digest(config))),
+        names: Vec::new(),
         entrypoint: texts(&inner["Entrypoint"]),
         command: texts(&inner["Cmd"]),
         user: inner["User"].as_str().filter(|user| !user.is_empty()).map(str::to_owned),

@@ -214,6 +214,7 @@ pub fn image_info(answer: ImageInspect) -> ImageInfo {
     let config = answer.config.unwrap_or_default();
     ImageInfo {
         id: answer.id.unwrap_or_default(),
+        names: answer.repo_tags.unwrap_or_default(),
         entrypoint: config.entrypoint.unwrap_or_default(),
         command: config.cmd.unwrap_or_default(),
         volumes: config.volumes.unwrap_or_default(),
