@@ -101,10 +101,14 @@ impl Images {
     }
 
     /// An imported image that is here has exactly its name: one without a name is the first that a prune takes.
-    pub async fn restore_name(&self, wanted: &Wanted<'_>) -> Result<(), Error> {
+    /// `seen`: the wanted image as Docker has just shown it.
+    pub async fn restore_name(&self, wanted: &Wanted<'_>, seen: &ImageInfo) -> Result<(), Error> {
         let name = wanted.name;
         // A digest cannot be given to an image; whoever has the image has it under its digest.
         let Some(archive) = wanted.imported().filter(|_| !name.contains('@')) else { return Ok(()) };
+        if seen.id == archive.image_id && seen.names.iter().any(|has| has == name) {
+            return Ok(());
+        }
         let found = self.runtime.image(name).await.map_err(docker(name))?;
         if found.is_some_and(|info| info.id == archive.image_id) {
             return Ok(());
@@ -130,7 +134,7 @@ impl Images {
         let name = wanted.name;
         let look = || async { self.runtime.image(wanted.reference()).await.map_err(docker(name)) };
         if let Some(info) = look().await? {
-            self.restore_name(wanted).await?;
+            self.restore_name(wanted, &info).await?;
             return Ok(info);
         }
         match wanted.digest() {
@@ -154,7 +158,7 @@ impl Images {
                 ),
             }));
         };
-        self.restore_name(wanted).await?;
+        self.restore_name(wanted, &info).await?;
         Ok(info)
     }
 

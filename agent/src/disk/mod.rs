@@ -135,9 +135,19 @@ impl Disks {
     /// Makes the disk if it is not there, mounts it if it has a size, finishes a growth that broke off.
     /// A disk that is larger than `size` stays as it is.
     pub async fn ensure(&self, uid: &Uid, size: Option<Bytes>) -> Result<Rootfs, Error> {
+        self.ensure_on(uid, size, None).await
+    }
+
+    /// The same; one that has to be made remembers `image` from the first, as [`Disks::pin`] would have it.
+    pub async fn ensure_on(
+        &self,
+        uid: &Uid,
+        size: Option<Bytes>,
+        image: Option<Pinned>,
+    ) -> Result<Rootfs, Error> {
         self.locked(uid, move |store, uid, folder| {
             if !folder.exists() {
-                store.make(uid, &folder, size)?;
+                store.make(uid, &folder, size, image.as_ref())?;
             }
             let image = folder.join(IMAGE_FILE);
             match (image.exists(), size) {
@@ -278,7 +288,7 @@ impl Disks {
                     return Ok(pinned);
                 }
             }
-            let text = serde_json::to_vec(&image).map_err(doing("encode", &folder))?;
+            let text = encode(&image, &folder)?;
             let (half, whole) = (folder.join(".image"), folder.join(PIN_FILE));
             write_file(&half, &text, 0o600)?;
             fs::rename(&half, &whole).map_err(doing("write", &whole))?;
@@ -346,7 +356,13 @@ impl Store {
         }
     }
 
-    fn make(&self, uid: Uid, folder: &Path, size: Option<Bytes>) -> Result<(), Error> {
+    fn make(
+        &self,
+        uid: Uid,
+        folder: &Path,
+        size: Option<Bytes>,
+        image: Option<&Pinned>,
+    ) -> Result<(), Error> {
         let half = self.disks.join(format!("{NEW}{uid}"));
         if half.exists() {
             // It never had its own name, so nothing ever ran on it.
@@ -354,6 +370,10 @@ impl Store {
             delete(&half)?;
         }
         make_folder(&half, 0o700)?;
+        make_folder(&half.join("root"), 0o700)?;
+        if let Some(image) = image {
+            write_file(&half.join(PIN_FILE), &encode(image, &half)?, 0o600)?;
+        }
         match size {
             Some(size) => {
                 let (image, kind) = (half.join(IMAGE_FILE), Kind::new());
@@ -363,20 +383,23 @@ impl Store {
                 // Stays mounted through the change of its name.
                 filesystem::mount(&half)?;
                 fill(&half.join(FS), &uid)?;
+                sync_folder(&half)?;
             }
             None => {
                 self.claim(Bytes(0))?;
                 fill(&half, &uid)?;
             }
         }
-        make_folder(&half.join("root"), 0o700)?;
-        sync_folder(&half)?;
         fs::rename(&half, folder).map_err(doing("make", folder))?;
         sync_folder(&self.disks)
     }
 }
 
-/// What a new disk holds.
+fn encode(image: &Pinned, at: &Path) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(image).map_err(doing("encode the image of", at))
+}
+
+/// What a new disk holds, synced with the folder that it is in.
 fn fill(parts: &Path, uid: &Uid) -> Result<(), Error> {
     for (part, mode) in [("upper", 0o755), ("upper/etc", 0o755), ("work", 0o700), ("machine", 0o700)] {
         make_folder(&parts.join(part), mode)?;

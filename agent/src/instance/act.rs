@@ -95,7 +95,7 @@ pub async fn act(
             let order = ordered()?;
             // Whether its name was put back decides nothing about this container, which goes by its id.
             let on = machine::pin(order, &image.id);
-            if let Err(error) = host.images.restore_name(&wanted_image(order, Some(&on))).await {
+            if let Err(error) = host.images.restore_name(&wanted_image(order, Some(&on)), image).await {
                 tracing::warn!(%uid, %error, "the image's name was not put back");
             }
             let binds = host.machine.binds(order).await?;

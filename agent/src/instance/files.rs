@@ -20,22 +20,10 @@ pub fn folder(uid: &Uid) -> PathBuf {
     Path::new(FOLDER).join(uid.as_str())
 }
 
-/// Makes them be there, so that they can be bound.
-pub fn touch(uid: &Uid) -> io::Result<()> {
-    let folder = folder(uid);
-    file::folder(&folder)?;
-    for name in NAMES {
-        let path = folder.join(name);
-        if !path.try_exists()? {
-            put(&path, "")?;
-        }
-    }
-    Ok(())
-}
-
+/// Makes them be there as the order has them; one that is right is left alone.
 pub fn write(order: &Order) -> io::Result<()> {
-    touch(order.uid())?;
     let folder = folder(order.uid());
+    file::folder(&folder)?;
     let spec = &order.instance.spec;
     let resolvers: Vec<String> = RESOLVERS.iter().filter_map(|path| fs::read_to_string(path).ok()).collect();
     put(&folder.join("hostname"), &format!("{}\n", spec.hostname))?;
@@ -52,7 +40,7 @@ pub fn remove(uid: &Uid) -> io::Result<()> {
 
 /// Readable for everybody inside, whatever the agent's umask.
 fn put(path: &Path, text: &str) -> io::Result<()> {
-    if fs::read_to_string(path).is_ok_and(|old| old == text && !text.is_empty()) {
+    if fs::read_to_string(path).is_ok_and(|old| old == text) {
         return Ok(());
     }
     let temporary = path.with_extension("new");

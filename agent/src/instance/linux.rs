@@ -213,9 +213,12 @@ impl Machine for Linux {
     }
 
     async fn ensure_disk(&self, order: &Order, image: Option<&str>) -> Result<()> {
-        self.rootfs(order).await?;
-        if let Some(id) = image {
-            self.disks.pin(&order.disk, pin(order, id)).await.map_err(disk_failed)?;
+        let pinned = image.map(|id| pin(order, id));
+        let size = order.assignment.granted.disk_size;
+        self.disks.ensure_on(&order.disk, size, pinned.clone()).await.map_err(disk_failed)?;
+        // Of a disk that was there before.
+        if let Some(pinned) = pinned {
+            self.disks.pin(&order.disk, pinned).await.map_err(disk_failed)?;
         }
         Ok(())
     }
@@ -343,9 +346,9 @@ impl Machine for Linux {
             (PathBuf::from(INIT), INIT_INSIDE.to_owned(), true),
             (rootfs.machine, STATE_INSIDE.to_owned(), false),
         ];
-        let uid = order.uid().clone();
-        // Docker refuses a bind whose source is not there yet.
-        blocking(move || files::touch(&uid)).await?;
+        let ordered = order.clone();
+        // Docker refuses a bind whose source is not there yet. Whole at once: the start then finds them right.
+        blocking(move || files::write(&ordered)).await?;
         let folder = files::folder(order.uid());
         // Read-only: what is written to them would lie on the host's disk, past the instance's disk size.
         binds.extend(files::NAMES.map(|name| (folder.join(name), format!("/etc/{name}"), true)));
