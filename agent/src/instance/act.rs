@@ -67,6 +67,20 @@ pub struct Scratch {
     pub network_made: bool,
 }
 
+impl Scratch {
+    /// For an action that goes beside others.
+    pub fn part(&self) -> Self {
+        Scratch { created: self.created.clone(), ..Scratch::default() }
+    }
+
+    /// Takes over what that action had to hand on.
+    pub fn absorb(&mut self, part: Self) {
+        self.created = part.created.or(self.created.take());
+        self.limits = part.limits.or(self.limits.take());
+        self.network_made |= part.network_made;
+    }
+}
+
 /// Does one action for the instance `uid`.
 pub async fn act(
     host: &Host,

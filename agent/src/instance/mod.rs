@@ -35,6 +35,7 @@ use decide::decide;
 use enoki_api::instance::Doomed;
 use enoki_api::object::Uid;
 use enoki_api::protocol::FromAgent;
+use futures::future::join_all;
 use jiff::Timestamp;
 use machine::Machine;
 use observe::{Memory, desired, links, observe};
@@ -228,37 +229,73 @@ impl Actor {
         let host = self.host.clone();
         let mut scratch = Scratch::default();
         let mut permit = None;
-        for action in actions {
+        let mut left = actions.as_slice();
+        while !left.is_empty() {
             if self.stop.is_cancelled() {
                 return;
             }
-            if brings_up(action.step()) && permit.is_none() {
+            let loads = |actions: &[Action]| actions.iter().any(|action| brings_up(action.step()));
+            let mut count = together(left);
+            if permit.is_none() && loads(&left[..count]) {
+                permit = host.bring_ups.try_acquire().ok();
+                if permit.is_none() {
+                    // What is remembered does not wait for a turn.
+                    count = 1;
+                }
+            }
+            let wave;
+            (wave, left) = left.split_at(count);
+            if loads(wave) && permit.is_none() {
                 permit = host.bring_ups.acquire().await.ok();
                 // The wait may have been long; the instance may be on its way out by now.
                 if self.overtaken(wanted) {
                     return;
                 }
             }
-            tracing::debug!(uid = %self.uid, step = ?action.step(), "acting");
-            let done = match action {
-                Action::EnsureImage { .. } => self.interruptible(wanted, &action, &mut scratch).await,
-                _ => {
-                    let order = wanted.order.as_ref();
-                    Some(act(&self.host, &self.uid, order, &action, &mut scratch).await)
+            let mut first = None;
+            for (action, done) in wave.iter().zip(self.side_by_side(wanted, wave, &mut scratch).await) {
+                match done {
+                    None => return,
+                    Some(Ok(())) => self.succeeded(wanted, action),
+                    Some(Err(failure)) => drop(first.get_or_insert((action.step(), failure))),
                 }
-            };
+            }
             if let Some(applied) = scratch.limits.take() {
                 self.memory.limits = Some(applied);
             }
             if let (true, Some(order)) = (std::mem::take(&mut scratch.network_made), &wanted.order) {
                 self.memory.network = Some((links(order), Instant::now()));
             }
-            match done {
-                None => return,
-                Some(Ok(())) => self.succeeded(wanted, &action),
-                Some(Err(failure)) => return self.failed(action.step(), failure),
+            if let Some((step, failure)) = first {
+                return self.failed(step, failure);
             }
         }
+    }
+
+    /// Does these actions at once, each to its own end. None: it was given up.
+    async fn side_by_side(
+        &self,
+        wanted: &Desired,
+        wave: &[Action],
+        scratch: &mut Scratch,
+    ) -> Vec<Option<Result<(), Failure>>> {
+        let all = wave.iter().map(|action| {
+            let mut own = scratch.part();
+            async move {
+                tracing::debug!(uid = %self.uid, step = ?action.step(), "acting");
+                let done = match action {
+                    Action::EnsureImage { .. } => self.interruptible(wanted, action, &mut own).await,
+                    _ => Some(act(&self.host, &self.uid, wanted.order.as_ref(), action, &mut own).await),
+                };
+                (own, done)
+            }
+        });
+        let mut results = Vec::with_capacity(wave.len());
+        for (own, done) in join_all(all).await {
+            scratch.absorb(own);
+            results.push(done);
+        }
+        results
     }
 
     /// An action that may take very long and is given up when something else is wanted meanwhile.
@@ -349,6 +386,20 @@ fn until(at: Timestamp) -> Duration {
     Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO)
 }
 
+/// PURE: how many of the first actions are done at once. Disk and links stand on nothing of each other's, and what is
+/// remembered beside them (or beside limits) is about what comes after: a container, its start, its end. Each of them
+/// waits for the disk or the kernel, so that together they take as long as the slowest.
+fn together(actions: &[Action]) -> usize {
+    let step = |at: usize| actions.get(at).map(Action::step);
+    let noted = usize::from(step(0) == Some(Step::Remember));
+    let ground = actions[noted..]
+        .iter()
+        .take_while(|action| matches!(action.step(), Step::EnsureDisk | Step::EnsureNetwork))
+        .count();
+    let limits = noted == 1 && ground == 0 && step(noted) == Some(Step::ApplyLimits);
+    (noted + ground + usize::from(limits)).max(1)
+}
+
 /// Steps that load Docker and the disk, and are taken in turns.
 fn brings_up(step: Step) -> bool {
     match step {
@@ -366,5 +417,35 @@ fn brings_up(step: Step) -> bool {
         | Step::StopContainer
         | Step::RemoveContainer
         | Step::Bury => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_stands_on_nothing_of_each_others_goes_side_by_side() {
+        let note = || Action::Remember(Box::default());
+        let disk = || Action::EnsureDisk { image: None };
+        let stop = || Action::StopContainer { container: String::new(), grace: Duration::ZERO };
+        let limits =
+            || Action::ApplyLimits { container: String::new(), pid: 1, started_at: Timestamp::UNIX_EPOCH };
+        let start = || Action::StartContainer { container: None };
+        let remove = || Action::RemoveContainer { container: String::new() };
+        for (list, count) in [
+            (vec![start()], 1),
+            (vec![note(), stop()], 1),
+            (vec![note(), start()], 1),
+            (vec![note(), remove(), disk(), Action::EnsureNetwork], 1),
+            (vec![note(), disk(), Action::EnsureNetwork, start()], 3),
+            (vec![disk(), Action::EnsureNetwork, start()], 2),
+            (vec![note(), limits()], 2),
+            // Limits are read back with the disk's size.
+            (vec![note(), disk(), limits()], 2),
+            (vec![disk(), limits()], 1),
+        ] {
+            assert_eq!(together(&list), count, "{list:?}");
+        }
     }
 }
