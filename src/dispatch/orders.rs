@@ -99,10 +99,8 @@ pub fn needs_archive(snapshot: &Snapshot, host: &str, digest: &str) -> bool {
 
 /// The tombstones that `host` has still to act on.
 pub fn tombstones(snapshot: &Snapshot, host: &str) -> Vec<Tombstone> {
-    let all = snapshot.tombstones.values().map(|entry| &entry.0);
-    all.filter(|tombstone| tombstone.host.as_deref() == Some(host) && tombstone.buried_at.is_none())
-        .cloned()
-        .collect()
+    let open = snapshot.open_tombstones().map(|entry| &entry.0);
+    open.filter(|tombstone| tombstone.host.as_deref() == Some(host)).cloned().collect()
 }
 
 /// The instances whose order may have changed with these keys.

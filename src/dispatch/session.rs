@@ -207,7 +207,12 @@ impl Session {
         let open = orders::tombstones(&snapshot, host);
         let fresh: Vec<Tombstone> =
             open.iter().filter(|t| !sent.tombstones.contains(&t.uid)).cloned().collect();
-        sent.tombstones = open.into_iter().map(|tombstone| tombstone.uid).collect();
+        let open: BTreeSet<Uid> = open.into_iter().map(|tombstone| tombstone.uid).collect();
+        // What was sent of an instance is kept until its tombstone is done.
+        for done in sent.tombstones.difference(&open) {
+            sent.orders.remove(done);
+        }
+        sent.tombstones = open;
         if orders.is_empty() && fresh.is_empty() {
             return Ok(());
         }

@@ -41,6 +41,8 @@ pub struct Snapshot {
     pub tombstones: OrdMap<String, Arc<(Tombstone, Revision)>>,
     /// Who leads, as far as is known.
     pub leader: Option<Arc<Leader>>,
+    /// Uids of the tombstones that are still to be acted on: few, while those that were are kept for a month.
+    pub open_tombstones: OrdSet<String>,
     /// Revisions of keys that only guard something (segments).
     pub guards: OrdMap<String, Revision>,
     /// Keys whose value does not decode, and why: shown, acted on by nobody.
@@ -82,6 +84,11 @@ impl Snapshot {
     /// Where the instance with this uid stands, if it still does.
     pub fn instance_of(&self, uid: &Uid) -> Option<&Arc<Row<InstanceSpec>>> {
         self.instances.at(self.by_uid.get(uid)?)
+    }
+
+    /// The tombstones that are still to be acted on, with the revisions of their keys.
+    pub fn open_tombstones(&self) -> impl Iterator<Item = &Arc<(Tombstone, Revision)>> {
+        self.open_tombstones.iter().filter_map(|uid| self.tombstones.get(uid))
     }
 
     /// The claims on a network's addresses, ascending.
@@ -162,6 +169,10 @@ impl Snapshot {
             }
             Key::Tombstone { uid } => {
                 let tombstone: Tombstone = decode(stored)?;
+                match tombstone.buried_at {
+                    None => self.open_tombstones.insert(uid.clone()),
+                    Some(_) => self.open_tombstones.remove(uid),
+                };
                 self.tombstones.insert(uid.clone(), Arc::new((tombstone, stored.mod_revision)));
                 Ok(())
             }
@@ -234,7 +245,10 @@ impl Snapshot {
             Key::Address { project, network, address } => {
                 self.addresses.remove(&(project.clone(), network.clone(), *address));
             }
-            Key::Tombstone { uid } => drop(self.tombstones.remove(uid)),
+            Key::Tombstone { uid } => {
+                self.tombstones.remove(uid);
+                self.open_tombstones.remove(uid);
+            }
             Key::Segment { .. } => drop(self.guards.remove(&key.to_string())),
             Key::Election { .. } => self.leader = None,
             Key::Scale { .. } => {}
