@@ -4,23 +4,22 @@ use super::Leader;
 use crate::store::Txn;
 use crate::store::keys::Key;
 use enoki_api::instance::{Doomed, Tombstone};
-use enoki_api::object::Uid;
 use jiff::{SignedDuration, Timestamp};
 
 /// Tombstones stay this long after they were acted on: a host that was away must not bring back what was deleted.
 const KEEP_TOMBSTONES: SignedDuration = SignedDuration::from_hours(30 * 24);
-/// Keys removed in one sweep, so that a sweep never holds up placements.
-const SWEEP: usize = 128;
+/// Keys removed in one sweep, so that a sweep never holds up placements; with the fence they fit one transaction.
+const SWEEP: usize = 100;
 
 /// Notes what hosts have confirmed. Instances are finished by their own controller.
 pub(super) async fn buried(leader: &Leader) {
     let context = &leader.context;
     let snapshot = context.state.snapshot();
-    for entry in snapshot.tombstones.values() {
+    for entry in snapshot.open_tombstones() {
         let (tombstone, revision) = &**entry;
         let finishes_elsewhere =
             tombstone.what == Doomed::Instance && snapshot.by_uid.contains_key(&tombstone.uid);
-        if tombstone.buried_at.is_some() || finishes_elsewhere || !context.live.is_buried(&tombstone.uid) {
+        if finishes_elsewhere || !context.live.is_buried(&tombstone.uid) {
             continue;
         }
         let done = Tombstone { buried_at: Some(Timestamp::now()), ..tombstone.clone() };
@@ -36,7 +35,7 @@ pub(super) async fn buried(leader: &Leader) {
         {
             txn = txn.delete(spec).delete(status);
         }
-        if !write(leader, txn, &tombstone.uid).await {
+        if !write(leader, txn, tombstone.uid.as_str()).await {
             return;
         }
         context.live.forget(&tombstone.uid);
@@ -47,35 +46,34 @@ pub(super) async fn buried(leader: &Leader) {
 pub(super) async fn sweep(leader: &Leader) {
     let snapshot = leader.context.state.snapshot();
     let now = Timestamp::now();
-    let expired = snapshot
+    let tombstones = snapshot
         .tombstones
         .values()
-        .filter(|entry| entry.0.buried_at.is_some_and(|at| now.duration_since(at) > KEEP_TOMBSTONES));
-    for entry in expired.take(SWEEP) {
-        let Ok(key) = Key::tombstone(entry.0.uid.as_str()) else { continue };
-        let txn = Txn::new().when_unchanged(key.clone(), entry.1).delete(key);
-        if !write(leader, txn, &entry.0.uid).await {
-            return;
-        }
+        .filter(|entry| entry.0.buried_at.is_some_and(|at| now.duration_since(at) > KEEP_TOMBSTONES))
+        .filter_map(|entry| Some((Key::tombstone(entry.0.uid.as_str()).ok()?, entry.1)));
+    let addresses = snapshot
+        .addresses
+        .iter()
+        .filter(|(_, entry)| entry.0.held_until.is_some_and(|until| until <= now))
+        .filter_map(|((project, network, address), entry)| {
+            Some((Key::address(project, network, *address).ok()?, entry.1))
+        });
+    // One transaction: placements wait for it, and what changed under it is left to the next sweep.
+    let mut txn = Txn::new();
+    for (key, revision) in tombstones.chain(addresses).take(SWEEP) {
+        txn = txn.when_unchanged(key.clone(), revision).delete(key);
     }
-    let free =
-        snapshot.addresses.iter().filter(|(_, entry)| entry.0.held_until.is_some_and(|until| until <= now));
-    for ((project, network, address), entry) in free.take(SWEEP) {
-        let Ok(key) = Key::address(project, network, *address) else { continue };
-        let txn = Txn::new().when_unchanged(key.clone(), entry.1).delete(key);
-        if !write(leader, txn, &entry.0.uid).await {
-            return;
-        }
+    if txn.ops.is_empty() || write(leader, txn, "what expired").await {
+        buried(leader).await;
     }
-    buried(leader).await;
 }
 
 /// False: the store is away; the next sweep tries again.
-async fn write(leader: &Leader, txn: Txn, uid: &Uid) -> bool {
+async fn write(leader: &Leader, txn: Txn, what: &str) -> bool {
     match leader.commit(txn).await {
         Ok(_) => true,
         Err(error) => {
-            tracing::warn!(%uid, %error, "a sweep was interrupted");
+            tracing::warn!(what, %error, "a sweep was interrupted");
             false
         }
     }
