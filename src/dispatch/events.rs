@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 
 /// Events kept for one object.
 const EACH: usize = 32;
-/// Objects that have events; the one that was quiet longest goes first.
-const OBJECTS: usize = 20_000;
+/// Events kept in all; the object whose first one is oldest goes first.
+const ALL: usize = 16_384;
 
 /// The log of events: cheap to clone.
 #[derive(Clone, Default)]
@@ -22,6 +22,8 @@ struct Log {
     objects: HashMap<Key, VecDeque<Event>>,
     /// Objects in the order of their first event that is still kept.
     order: VecDeque<Key>,
+    /// Events in all.
+    count: usize,
 }
 
 impl Events {
@@ -38,11 +40,6 @@ impl Events {
         let mut log = self.log.lock().unwrap_or_else(|poison| poison.into_inner());
         if !log.objects.contains_key(key) {
             log.order.push_back(key.clone());
-            if log.order.len() > OBJECTS
-                && let Some(oldest) = log.order.pop_front()
-            {
-                log.objects.remove(&oldest);
-            }
         }
         let events = log.objects.entry(key.clone()).or_default();
         if let Some(last) = events.back_mut()
@@ -68,6 +65,13 @@ impl Events {
         });
         if events.len() > EACH {
             events.pop_front();
+        } else {
+            log.count += 1;
+        }
+        while log.count > ALL
+            && let Some(oldest) = log.order.pop_front()
+        {
+            log.count -= log.objects.remove(&oldest).map_or(0, |events| events.len());
         }
     }
 
@@ -107,5 +111,18 @@ mod tests {
         let kept = events.find(Some(Kind::Instance), Some("default"), Some("a"));
         assert_eq!((kept.len(), kept[EACH - 1].message.as_str()), (EACH, "63"));
         assert!(events.find(Some(Kind::Host), None, None).is_empty());
+    }
+
+    #[test]
+    fn objects_that_are_long_gone_do_not_pile_up() {
+        let events = Events::default();
+        let key = |at: usize| Key { kind: Kind::Instance, project: None, name: format!("i{at}") };
+        for at in 0..ALL {
+            events.note(&key(at), None, false, "placed", "on h1");
+            events.note(&key(at), None, false, "deleted", "its host has confirmed");
+        }
+        assert_eq!(events.find(None, None, None).len(), ALL);
+        assert!(events.find(None, None, Some("i0")).is_empty());
+        assert_eq!(events.find(None, None, Some(&format!("i{}", ALL - 1))).len(), 2);
     }
 }
