@@ -22,8 +22,13 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// Changes kept for those who resume. A watcher that is further behind lists again.
+/// Changes kept for those who resume, at most. A watcher that is further behind lists again.
 const HISTORY: usize = 8192;
+/// Of these, the ones that are kept however old they are;
+const HISTORY_LEAST: usize = 512;
+/// the others go at this age. A burst of changes would else stay in memory, with every snapshot that it made, until as
+/// many more have come.
+const HISTORY_AGE: Duration = Duration::from_secs(60);
 
 /// The store is asked once a second; an answer this late means that it is away.
 const FRESH: Duration = Duration::from_secs(3);
@@ -47,7 +52,8 @@ struct Shared {
     newest: watch::Sender<Arc<Snapshot>>,
     /// When the snapshot was last known to be complete.
     fresh: Mutex<Instant>,
-    history: RwLock<VecDeque<Batch>>,
+    /// With the time of each.
+    history: RwLock<VecDeque<(Instant, Batch)>>,
 }
 
 /// A cursor that fell further behind than the history reaches: list again.
@@ -109,16 +115,10 @@ impl State {
         let after = Arc::new(after);
         {
             let mut history = self.shared.history.write().unwrap_or_else(|poison| poison.into_inner());
-            history.push_back(Batch {
-                revision: after.revision,
-                keys: keys.into(),
-                before,
-                after: after.clone(),
-            });
-            while history.len() > HISTORY {
-                history.pop_front();
-            }
+            let batch = Batch { revision: after.revision, keys: keys.into(), before, after: after.clone() };
+            history.push_back((Instant::now(), batch));
         }
+        self.forget_old(Instant::now());
         self.shared.newest.send_replace(after);
     }
 
@@ -127,7 +127,22 @@ impl State {
         self.shared.newest.send_replace(Arc::new(first));
     }
 
+    /// Lets go of the history that is kept for nobody.
+    fn forget_old(&self, now: Instant) {
+        let mut history = self.shared.history.write().unwrap_or_else(|poison| poison.into_inner());
+        let many = history.len().saturating_sub(HISTORY);
+        let old = history.partition_point(|(at, _)| now.saturating_duration_since(*at) > HISTORY_AGE);
+        let gone = many.max(old.min(history.len().saturating_sub(HISTORY_LEAST)));
+        let gone: Vec<_> = history.drain(..gone).collect();
+        history.shrink_to(HISTORY_LEAST);
+        // Readers do not wait for the memory of thousands of snapshots to be given back.
+        drop(history);
+        drop(gone);
+    }
+
+    /// The feed's word once a second, whether anything changes or not.
     fn set_fresh(&self, as_of: Instant) {
+        self.forget_old(Instant::now());
         *self.shared.fresh.lock().unwrap_or_else(|poison| poison.into_inner()) = as_of;
     }
 }
@@ -174,11 +189,11 @@ impl Cursor {
             None => {
                 return if self.at >= self.state.snapshot().revision { Ok(Vec::new()) } else { compacted };
             }
-            Some(oldest) if self.at < oldest.before.revision => return compacted,
+            Some((_, oldest)) if self.at < oldest.before.revision => return compacted,
             Some(_) => {}
         }
-        let first = history.partition_point(|batch| batch.revision <= self.at);
-        Ok(history.range(first..).cloned().collect())
+        let first = history.partition_point(|(_, batch)| batch.revision <= self.at);
+        Ok(history.range(first..).map(|(_, batch)| batch.clone()).collect())
     }
 }
 
@@ -212,6 +227,21 @@ mod tests {
         }
         assert!(state.follow(5).next().await.is_err());
         assert!(state.follow(6 + HISTORY as u64).next().await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn history_goes_with_age_down_to_what_is_always_kept() {
+        let state = State::new();
+        let last = HISTORY_LEAST as u64 + 100;
+        for revision in 1..=last {
+            state.publish(Vec::new(), at(revision));
+        }
+        state.set_fresh(Instant::now());
+        assert!(state.follow(0).next().await.is_ok(), "all of it is young");
+        state.forget_old(Instant::now() + HISTORY_AGE + Duration::from_secs(1));
+        assert!(state.follow(99).next().await.is_err());
+        let kept = state.follow(100).next().await.unwrap();
+        assert_eq!((kept.len(), kept[0].revision), (HISTORY_LEAST, 101));
     }
 
     #[tokio::test]
