@@ -12,6 +12,7 @@ pub mod host;
 pub mod http;
 pub mod image;
 pub mod listen;
+pub mod memory;
 pub mod scheduler;
 pub mod server;
 pub mod state;

@@ -3,7 +3,7 @@
 use clap::{FromArgMatches, Subcommand};
 use enoki::cli::{self, Cli};
 use enoki::config::{AgentConfig, ServerConfig};
-use enoki::{host, server, up};
+use enoki::{host, memory, server, up};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -34,6 +34,7 @@ enum AgentCommand {
 }
 
 fn main() -> ExitCode {
+    memory::few_arenas();
     let command = Machine::augment_subcommands(Cli::command_for_people());
     let matches = command.clone().get_matches();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -85,6 +86,7 @@ async fn daemon(part: impl AsyncFnOnce(CancellationToken) -> anyhow::Result<()>)
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let stop = CancellationToken::new();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::spawn(memory::give_back(stop.clone()));
     let told = stop.clone();
     tokio::spawn(async move {
         // Cancel-safe: a signal that comes twice is one signal.
