@@ -19,7 +19,7 @@ HELPERS = $(STATIC_DIR)/$(HOST)/release
 YES ?=
 HOSTS ?= 3
 
-.PHONY: help setup build helpers install images up down destroy test check deny unit sweep lab lab-down bench-launch
+.PHONY: help setup build helpers install images up down destroy test check deny unit sweep lab lab-down vm-test bench-launch
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,6 +89,12 @@ lab: setup helpers ## a cloud of HOSTS=3 machines on this one; source /run/enoki
 
 lab-down: ## end the lab
 	@deploy/lab.sh down
+
+# Not part of `make test`: the machine is emulated, which takes its time on any machine.
+vm-test: setup helpers ## on a real Debian 12 with systemd, through a reboot and a power cut (emulated: half an hour)
+	@tests/vm/setup.sh
+	$(CARGO) build --locked -p enoki --bin enoki
+	@tests/vm/run.sh $(TARGET_DIR)/debug/enoki $(HELPERS)
 
 bench-launch: setup helpers ## launch speed of instances, beside its peers (FULL=1: the whole; SMOKE=1: a minute)
 	@benches/setup.sh
