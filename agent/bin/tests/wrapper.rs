@@ -5,7 +5,7 @@ mod common;
 use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use common::{can_run, private_mounts, read, tmpfs, tool, wait_until};
@@ -14,7 +14,8 @@ use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 
 const RUNC: &str = "/usr/sbin/runc";
-const TOOLS: [&str; 5] = [RUNC, "/bin/busybox", "/sbin/ip", "/bin/mount", "/usr/bin/unshare"];
+const TOOLS: [&str; 6] =
+    [RUNC, "/bin/busybox", "/sbin/ip", "/bin/mount", "/usr/bin/unshare", "/usr/bin/taskset"];
 const CGROUPS: &str = "/sys/fs/cgroup";
 const ROOT: &str = "/run/runc-test";
 
@@ -350,9 +351,7 @@ fn only_an_instances_own_network_is_joined() {
         "is the fabric",
     );
 
-    let mut holder = Command::new("unshare").args(["-m", "sleep", "100"]).spawn().expect("unshare");
-    wait_until("the holder sleeps", || read(format!("/proc/{}/comm", holder.id())).starts_with("sleep"));
-    let mounts = pin("mounts", &format!("/proc/{}/ns/mnt", holder.id()));
+    let (mut holder, mounts) = pinned_mounts();
     refuses("a mount namespace", &mounts, "not of the network kind");
     holder.kill().and_then(|()| holder.wait()).expect("the holder ends");
 
@@ -411,4 +410,28 @@ fn an_image_of_very_many_layers_is_mounted() {
     assert_eq!(fs::read_dir(host.mountpoint()).expect("the root").count(), 120);
     overlay::unmount(&host.mountpoint()).expect("unmounts");
     assert!(!host.is_mounted());
+}
+
+/// A pin of a mount namespace, and the process that holds it. The kernel binds only one with a higher number than the
+/// namespace that it is bound in (so that no two hold each other), and recent ones number them by CPU: on the CPU that
+/// ours was made on, a later one is higher; which that was, nobody tells.
+fn pinned_mounts() -> (Child, PathBuf) {
+    let pin = PathBuf::from("/run/enoki/netns/mounts");
+    File::create(&pin).expect("a pin");
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    for cpu in 0..cpus {
+        let cpu = cpu.to_string();
+        let mut holder = Command::new("taskset")
+            .args(["-c", &cpu, "unshare", "-m", "sleep", "100"])
+            .spawn()
+            .expect("taskset");
+        wait_until("the holder sleeps", || read(format!("/proc/{}/comm", holder.id())).starts_with("sleep"));
+        let namespace = format!("/proc/{}/ns/mnt", holder.id());
+        let bound = Command::new("mount").args(["--bind", &namespace]).arg(&pin).output().expect("mount");
+        if bound.status.success() {
+            return (holder, pin);
+        }
+        holder.kill().and_then(|()| holder.wait()).expect("the holder ends");
+    }
+    panic!("no mount namespace can be bound on any of {cpus} CPUs");
 }
