@@ -305,6 +305,7 @@ impl Fleet {
 /// Uids whose tasks have to look.
 fn take_in(ledger: &ledger::Ledger, host: &str, orders: Vec<Order>, tombstones: &[Tombstone]) -> Vec<Uid> {
     let mut changed = Vec::new();
+    let _together = ledger.intake();
     for tombstone in tombstones {
         match ledger.doom(tombstone) {
             Ok(_) => {

@@ -60,6 +60,8 @@ pub struct Ledger {
     entries: Mutex<BTreeMap<Uid, Arc<Mutex<Entry>>>>,
     tombstones: Mutex<BTreeMap<Uid, Tombstone>>,
     overlays: Mutex<BTreeMap<Uid, Overlay>>,
+    /// See [`Ledger::intake`].
+    intake: Mutex<()>,
     corrupt: BTreeSet<Uid>,
 }
 
@@ -97,6 +99,7 @@ impl Ledger {
             entries: Mutex::new(entries),
             tombstones: Mutex::new(tombstones),
             overlays: Mutex::new(overlays),
+            intake: Mutex::default(),
             corrupt,
         })
     }
@@ -163,6 +166,12 @@ impl Ledger {
         file::write(&path, entry).map_err(|source| Error::Write { path, source })
     }
 
+    /// Held while orders are taken in together with their tombstones. Nothing is buried meanwhile: a burial between the
+    /// two would find the tombstone known and take it away, and leave the order of a deleted instance that then comes back.
+    pub fn intake(&self) -> MutexGuard<'_, ()> {
+        lock(&self.intake)
+    }
+
     /// Takes a tombstone in; true when it is new.
     pub fn doom(&self, tombstone: &Tombstone) -> Result<bool, Error> {
         if lock(&self.tombstones).contains_key(&tombstone.uid) {
@@ -184,6 +193,7 @@ impl Ledger {
     /// A tombstone is done: it goes, and for an instance its entry before it (the other way round a kill between
     /// the two would leave an instance that comes back).
     pub fn bury(&self, uid: &Uid) -> Result<(), Error> {
+        let _alone = self.intake();
         let path = self.folder.join(format!("{uid}.json"));
         file::remove(&path).map_err(|source| Error::Write { path, source })?;
         lock(&self.entries).remove(uid);

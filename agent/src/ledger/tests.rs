@@ -86,6 +86,32 @@ fn who_is_where_stays_while_an_instance_is_on_the_network() {
 }
 
 #[test]
+fn no_order_outlives_a_burial_that_it_meets() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::load(dir.path()).unwrap();
+    let order = order("web1");
+    let uid = order.uid();
+    let take_in = || {
+        let _together = ledger.intake();
+        ledger.doom(&tombstone(uid)).unwrap();
+        ledger.accept(&order).unwrap();
+    };
+    for round in 0..300 {
+        take_in();
+        std::thread::scope(|scope| {
+            scope.spawn(|| ledger.bury(uid).unwrap());
+            // At another moment of the burial each time.
+            std::thread::sleep(std::time::Duration::from_micros(round * 7 % 1000));
+            take_in();
+        });
+        assert!(
+            ledger.tombstone(uid).is_some() || !ledger.has(uid),
+            "round {round}: an order without its tombstone"
+        );
+    }
+}
+
+#[test]
 fn a_spoilt_file_is_set_aside_and_the_rest_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let (good, bad, half) = (order("good"), order("bad"), order("half"));
