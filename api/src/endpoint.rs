@@ -101,11 +101,6 @@ impl Endpoint {
             }
         }
     }
-
-    /// Whether it is on this machine, by the file system's permissions.
-    pub fn is_local(&self) -> bool {
-        matches!(self.0, Kind::Unix(_))
-    }
 }
 
 impl fmt::Display for Endpoint {

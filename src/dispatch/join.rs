@@ -1,13 +1,13 @@
 //! How a machine becomes a host, and how a host's certificate is renewed.
 
-use super::Dispatch;
+use super::{Dispatch, access};
 use crate::auth::actor::{self, Actor};
 use crate::state::encode_new;
 use crate::store::keys::Key;
 use crate::store::{Outcome, Txn};
 use axum::Json;
 use axum::extract::State as Shared;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -50,11 +50,7 @@ fn answer(dispatch: &Dispatch, result: Result<(Actor, Joined), Problem>, what: &
             dispatch.audit.note(&actor, what, "done");
             Json(joined).into_response()
         }
-        Err(problem) => {
-            dispatch.audit.note(&Actor::Anonymous, what, &problem.to_string());
-            let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            (status, Json(problem)).into_response()
-        }
+        Err(problem) => access::refuse(dispatch, &Actor::Anonymous, what, &problem),
     }
 }
 

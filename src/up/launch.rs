@@ -29,7 +29,7 @@ const KEPT: [&str; 10] = [
     "https_proxy",
     "no_proxy",
     "TZ",
-    "RUST_LOG",
+    "ENOKI_LOG",
     "RUST_BACKTRACE",
     "INVOCATION_ID",
 ];
