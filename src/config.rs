@@ -5,7 +5,7 @@
 //! because a misspelt limit that is silently ignored is found only on the day it is needed.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use enoki_api::endpoint::{Authority, PORT};
@@ -64,6 +64,8 @@ pub mod paths {
     /// Present exactly where systemd is PID 1 (sd_booted(3)).
     pub const SYSTEMD_BOOTED: &str = "/run/systemd/system";
 
+    /// etcd's port for clients.
+    pub const ETCD_PORT: u16 = 2379;
     /// The one-machine etcd.
     pub const ETCD_CLIENT: &str = "127.0.0.1:2379";
     pub const ETCD_PEER: &str = "127.0.0.1:2380";
@@ -89,7 +91,7 @@ fn field_text(field: &str) -> String {
 }
 
 /// `/etc/enoki/server.toml`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServerConfig {
     /// This server's name in elections, logs and audit. Default: the host's name.
@@ -118,11 +120,14 @@ pub struct ServerConfig {
 }
 
 /// `[etcd]` of server.toml.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EtcdConfig {
-    /// Default: the one-machine etcd. Any other list means an etcd that somebody else runs: `enoki up` starts none.
+    /// Default: the etcd of this machine. Any other list means an etcd that somebody else runs: `enoki up` starts none.
     pub endpoints: Vec<String>,
+    /// Where this machine's etcd listens besides loopback, so that other servers reach it: an address of this machine.
+    /// Default: nowhere.
+    pub listen: Option<IpAddr>,
     /// PEM files. Default: those of the built-in CA in /etc/enoki/pki.
     pub ca: PathBuf,
     pub cert: PathBuf,
@@ -151,7 +156,8 @@ impl Default for EtcdConfig {
         let pki = Path::new(paths::PKI);
         Self {
             endpoints: vec![paths::ETCD_ENDPOINT.to_owned()],
-            ca: pki.join("ca.crt"),
+            listen: None,
+            ca: pki.join("etcd-ca.crt"),
             cert: pki.join("server-client.crt"),
             key: pki.join("server-client.key"),
         }
@@ -170,6 +176,21 @@ impl ServerConfig {
         Ok(config)
     }
 
+    /// Writes `/etc/enoki/server.toml` anew, checked. Comments in an old one are lost.
+    pub fn save(&self) -> anyhow::Result<()> {
+        let path = Path::new(paths::SERVER_TOML);
+        let text = toml::to_string(self)?;
+        self.check().map_err(|fault| fault.at(path, &text))?;
+        std::fs::create_dir_all(paths::ETC)?;
+        Ok(write_atomic(path, text.as_bytes(), 0o644)?)
+    }
+
+    /// The same, with an etcd that somebody else runs.
+    pub fn with_etcd_at(self, endpoints: Vec<String>) -> Self {
+        let etcd = EtcdConfig { endpoints, listen: None, ..self.etcd };
+        ServerConfig { etcd, ..self }
+    }
+
     /// Where to listen on TLS. None: nowhere.
     pub fn listen(&self) -> Option<SocketAddr> {
         let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT));
@@ -186,7 +207,16 @@ impl ServerConfig {
 
     /// Whether the etcd belongs to this machine's `enoki up`.
     pub fn runs_own_etcd(&self) -> bool {
-        self.one_machine && self.etcd.endpoints == [paths::ETCD_ENDPOINT]
+        self.etcd.endpoints == [paths::ETCD_ENDPOINT]
+    }
+
+    /// Where other servers reach the cloud's etcd. Empty: nowhere, it listens on loopback alone.
+    pub fn etcd_elsewhere(&self) -> Vec<String> {
+        match (self.runs_own_etcd(), self.etcd.listen) {
+            (true, Some(address)) => vec![etcd_url(address)],
+            (true, None) => Vec::new(),
+            (false, _) => self.etcd.endpoints.clone(),
+        }
     }
 
     fn check(&self) -> Result<(), Fault> {
@@ -217,6 +247,9 @@ impl ServerConfig {
         if self.etcd.endpoints.is_empty() {
             return Err(Fault::new("endpoints", "is empty; name at least one, or leave the line out"));
         }
+        if self.etcd.listen.is_some() && !self.runs_own_etcd() {
+            return Err(Fault::new("listen", "is for the etcd of this machine, and endpoints name another"));
+        }
         for endpoint in &self.etcd.endpoints {
             if !endpoint.starts_with("https://") {
                 return Err(Fault::new(
@@ -239,6 +272,10 @@ impl ServerConfig {
         }
         Ok(())
     }
+}
+
+fn etcd_url(address: IpAddr) -> String {
+    format!("https://{}", SocketAddr::new(address, paths::ETCD_PORT))
 }
 
 /// `/etc/enoki/agent.toml`.
@@ -480,7 +517,7 @@ mod tests {
     fn a_partial_table_keeps_the_other_defaults() {
         let config = server("[etcd]\nendpoints = [\"https://198.18.0.9:2379\"]\n").unwrap();
         assert!(!config.runs_own_etcd());
-        assert_eq!(config.etcd.ca, Path::new("/etc/enoki/pki/ca.crt"));
+        assert_eq!(config.etcd.ca, Path::new("/etc/enoki/pki/etcd-ca.crt"));
         let config = agent("labels = { rack = \"a\" }\n[reserve]\nmemory = \"2Gi\"\n").unwrap();
         assert_eq!(config.labels["rack"], "a");
         assert_eq!(config.reserve.memory, Some(Bytes(2 << 30)));

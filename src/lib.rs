@@ -13,6 +13,7 @@ pub mod http;
 pub mod image;
 pub mod listen;
 pub mod memory;
+pub mod peers;
 pub mod scheduler;
 pub mod server;
 pub mod state;

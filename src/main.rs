@@ -1,7 +1,8 @@
 //! `enoki`: the control plane, the agent, the one-machine cloud and the command line, in one binary.
 
 use clap::{FromArgMatches, Subcommand};
-use enoki::cli::{self, Cli};
+use enoki::cli::server::{ServerArgs, ServerCommand};
+use enoki::cli::{self, Cli, Command};
 use enoki::config::{AgentConfig, ServerConfig};
 use enoki::{host, memory, server, up};
 use std::process::ExitCode;
@@ -16,8 +17,6 @@ enum Machine {
     Up(up::UpArgs),
     /// Stops Enoki's processes and leaves instances running; with --purge removes everything
     Down(up::DownArgs),
-    /// Runs the control plane in the foreground
-    Server,
     /// Runs this host's agent in the foreground
     #[command(args_conflicts_with_subcommands = true)]
     Agent {
@@ -45,8 +44,15 @@ fn main() -> ExitCode {
         }
     };
     let code = match Machine::from_arg_matches(&matches) {
-        Ok(machine) => runtime.block_on(run(machine)),
+        Ok(machine) => runtime.block_on(ended(run(machine))),
         Err(_) => match Cli::from_arg_matches(&matches) {
+            Ok(Cli { command: Command::Server(ServerArgs { command: None }), .. }) => {
+                runtime.block_on(ended(daemon(async |stop| server::run(ServerConfig::load()?, stop).await)))
+            }
+            Ok(Cli {
+                command: Command::Server(ServerArgs { command: Some(ServerCommand::Join(args)) }),
+                ..
+            }) => runtime.block_on(ended(server::join(args))),
             Ok(cli) => runtime.block_on(cli::run(cli, command)),
             Err(error) => error.exit(),
         },
@@ -56,26 +62,29 @@ fn main() -> ExitCode {
     code
 }
 
-async fn run(machine: Machine) -> ExitCode {
+/// Runs one of the parts to its end.
+async fn ended(part: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         eprintln!("error: another crypto provider is installed");
         return ExitCode::FAILURE;
     }
-    let result = match machine {
-        Machine::Up(args) => up::up(args).await,
-        Machine::Down(args) => up::down(args).await,
-        Machine::Supervise(args) => up::supervise(args).await,
-        Machine::Server => daemon(async |stop| server::run(ServerConfig::load()?, stop).await).await,
-        Machine::Agent { command: Some(AgentCommand::Join(args)) } => host::join(args).await,
-        Machine::Agent { command: None } => {
-            daemon(async |stop| host::run(AgentConfig::load()?, stop).await).await
-        }
-    };
-    match result {
+    match part.await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             if error.is::<up::Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+async fn run(machine: Machine) -> anyhow::Result<()> {
+    match machine {
+        Machine::Up(args) => up::up(args).await,
+        Machine::Down(args) => up::down(args).await,
+        Machine::Supervise(args) => up::supervise(args).await,
+        Machine::Agent { command: Some(AgentCommand::Join(args)) } => host::join(args).await,
+        Machine::Agent { command: None } => {
+            daemon(async |stop| host::run(AgentConfig::load()?, stop).await).await
         }
     }
 }

@@ -3,18 +3,22 @@
 use crate::auth::audit::Audit;
 use crate::auth::ca::Pki;
 use crate::auth::seal::Sealer;
+use crate::cli::contexts::read_token;
+use crate::cli::server::JoinArgs;
 use crate::config::{ServerConfig, paths};
 use crate::controller;
 use crate::dispatch::{self, Broker, Dispatch, Events, Live};
 use crate::http::{self, App, with_default_network};
 use crate::image::Archives;
 use crate::listen::{self, Serving, TlsListener, serve};
+use crate::peers::{self, Peers};
 use crate::scheduler::Policy;
-use crate::state::{self, Leader, State, encode_new};
+use crate::state::{self, Server, State, encode_new};
 use crate::store::etcd::{Config, Etcd, Tls};
 use crate::store::keys::Key;
 use crate::store::{Outcome, Store, Txn};
 use anyhow::Context;
+use enoki_api::endpoint::Authority;
 use enoki_api::object::Object;
 use enoki_api::project::{DEFAULT, ProjectSpec};
 use enoki_api::tls::Fingerprint;
@@ -42,7 +46,11 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> anyhow::Resul
     let audit = Audit::open(&audit_path).with_context(|| audit_path.display().to_string())?;
     let archives = Archives::open_folder(Path::new(paths::IMAGES)).context(paths::IMAGES)?;
     let state = State::new();
-    let (live, events, broker) = (Live::default(), Events::default(), Broker::default());
+    let (live, broker) = (Live::default(), Broker::default());
+    let (events, noted) = Events::telling();
+    let reached_at = config.listen().map(|_| config.reached_at()).unwrap_or_default();
+    let me = Server { name: config.name.clone(), address: reached_at.first().map(ToString::to_string) };
+    let peers = Peers::new(state.clone(), pki.clone(), me.clone());
     let policy = Policy { cpu_overcommit: config.cpu_overcommit };
     let app = App::new(
         state.clone(),
@@ -50,6 +58,7 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> anyhow::Resul
         live.clone(),
         events.clone(),
         broker.clone(),
+        peers.clone(),
         sealer.clone(),
         archives.clone(),
         policy,
@@ -67,28 +76,27 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> anyhow::Resul
         archives,
         audit,
         pki: pki.clone(),
+        config: Arc::new(config.clone()),
     });
     let api = http::router(app);
     let api_socket = listen::unix(&config.api_socket, 0o660)?;
     let agent_socket = listen::unix(&config.agent_socket, 0o600)?;
-    let (reached_at, tls) = match config.listen() {
-        None => (None, None),
+    let tls = match config.listen() {
+        None => None,
         Some(address) => {
-            let reached_at = config.reached_at();
             let mut names: Vec<String> = reached_at.iter().map(|at| at.host().to_owned()).collect();
             names.extend(["localhost", "127.0.0.1"].map(str::to_owned));
             let serving = Serving::new(pki, &config.name, names).context("the server's certificate")?;
             let listener = TlsListener::bind(address, serving.clone()).await.context("listen")?;
-            (reached_at.first().map(ToString::to_string), Some((listener, serving)))
+            Some((listener, serving))
         }
     };
-    let me = Leader { name: config.name.clone(), address: reached_at };
     let context = controller::Context { store: store.clone(), state: state.clone(), live, events, policy };
 
     let parts = async {
         let feed = state::feed(state.clone(), store.clone(), stop.clone());
         let bootstrap = bootstrap(&state, &*store, config.pool, &stop);
-        let lead = controller::run(context, me, stop.clone());
+        let lead = controller::run(context, me.clone(), stop.clone());
         // The first part that fails ends the server; the supervisor starts it afresh.
         tokio::try_join!(
             async { feed.await.context("the store") },
@@ -107,6 +115,14 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> anyhow::Resul
                 Ok(())
             },
             async {
+                peers::enlist(&state, &*store, &me, &stop).await;
+                Ok(())
+            },
+            async {
+                peers::tell_events(&peers, noted).await;
+                Ok(())
+            },
+            async {
                 lead.await;
                 Ok(())
             },
@@ -121,6 +137,22 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> anyhow::Resul
         result = parts => result.map(drop),
         () = cut => Ok(()),
     }
+}
+
+/// Gets what servers share with a token and writes it to its places, so that `enoki server` is one more of that cloud.
+pub async fn join(args: JoinArgs) -> anyhow::Result<()> {
+    let mut config = ServerConfig::load()?;
+    if let Some(name) = args.name {
+        config.name = name;
+    }
+    if !args.advertise.is_empty() {
+        config.advertise = args.advertise;
+    }
+    let server = Authority::parse(&args.server).map_err(anyhow::Error::msg)?;
+    let token = read_token().map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    let config = peers::join::join(server.clone(), &token, config).await?;
+    println!("server {} joined by {server}; now run `enoki up`", config.name);
+    Ok(())
 }
 
 async fn connect(config: &ServerConfig) -> anyhow::Result<Etcd> {

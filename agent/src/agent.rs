@@ -84,6 +84,8 @@ impl AgentConfig {
 pub struct Parts {
     pub runtime: Arc<dyn Runtime>,
     pub machine: Arc<dyn Machine>,
+    /// What the host has.
+    pub capacity: Capacity,
     /// `v1` or `v2`.
     pub cgroup: String,
 }
@@ -102,7 +104,8 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> anyhow::Result
     let machine = Linux::open(config.underlay).await.context("cannot take this host over")?;
     let cgroup = machine.cgroup();
     let runtime = Arc::new(Docker::new(&config.docker, enoki_helpers::RUNTIME, Deadlines::default()));
-    run_with(config, Parts { runtime, machine: Arc::new(machine), cgroup }, stop).await
+    let capacity = limits::host::capacity().context("cannot tell what this host has")?;
+    run_with(config, Parts { runtime, machine: Arc::new(machine), capacity, cgroup }, stop).await
 }
 
 /// Runs the agent with these parts until `stop`.
@@ -116,7 +119,8 @@ pub async fn run_with(config: AgentConfig, parts: Parts, stop: CancellationToken
     let first = parts.runtime.health().await;
     let (docker_is, docker) = watch::channel(first.phase == HostPhase::Ready);
     outbox.set_health(first);
-    let dialer = Dialer::new(config.servers, config.pki.clone());
+    let dialer =
+        Dialer::remembering(config.servers, config.pki.clone(), &config.identity.with_file_name("servers"));
     let host = Arc::new(Host::new(
         parts.runtime.clone(),
         parts.machine.clone(),
@@ -132,10 +136,7 @@ pub async fn run_with(config: AgentConfig, parts: Parts, stop: CancellationToken
             host: config.host,
             uid,
             labels: config.labels,
-            capacity: left(
-                limits::host::capacity().context("cannot tell what this host has")?,
-                config.reserve,
-            ),
+            capacity: left(parts.capacity, config.reserve),
             cgroup: parts.cgroup,
             address: None,
             health: Health::default(),

@@ -70,6 +70,11 @@ impl HostPki {
             .map_err(|source| Error::File { path, source })
     }
 
+    /// Whether this host has no certificate at all.
+    pub fn is_missing(&self) -> bool {
+        !self.folder.join("host.pem").exists()
+    }
+
     fn unusable(&self, name: &str, why: impl ToString) -> Error {
         Error::Unusable { path: self.folder.join(name), why: why.to_string() }
     }
@@ -125,6 +130,24 @@ pub async fn join(
     };
     let joined = ask(&client, JOIN_PATH, &wanted).await?;
     pki.keep(&joined, &key)
+}
+
+/// Gets a certificate from the server on this very machine, which knows the agent by its socket, when others have to be
+/// dialled and there is none yet.
+pub async fn join_here(dialer: &Dialer, name: &str, uid: &Uid, labels: &Labels) -> Result<(), Error> {
+    let Some((endpoint, pki)) = dialer.without_credentials() else { return Ok(()) };
+    let client = Client::new(endpoint, None).map_err(|error| Error::Server(error.to_string()))?;
+    let key = KeyPair::generate()?;
+    let wanted = Join {
+        host: name.to_owned(),
+        uid: uid.clone(),
+        labels: labels.clone(),
+        public_key: public_key(&key),
+    };
+    let joined = ask(&client, JOIN_PATH, &wanted).await?;
+    pki.keep(&joined, &key)?;
+    tracing::info!("this host has a certificate for the cloud's other servers");
+    Ok(())
 }
 
 async fn ask(client: &Client, path: &str, body: &impl serde::Serialize) -> Result<Joined, Error> {

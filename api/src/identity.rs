@@ -5,7 +5,8 @@ use crate::object::Uid;
 use std::fmt;
 use std::str::FromStr;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub enum Identity {
     /// A server of the control plane.
     Server(String),
@@ -19,6 +20,20 @@ impl fmt::Display for Identity {
             Identity::Server(name) => write!(f, "enoki://server/{name}"),
             Identity::Host { name, uid } => write!(f, "enoki://host/{name}/{uid}"),
         }
+    }
+}
+
+impl From<Identity> for String {
+    fn from(identity: Identity) -> String {
+        identity.to_string()
+    }
+}
+
+impl TryFrom<String> for Identity {
+    type Error = &'static str;
+
+    fn try_from(uri: String) -> Result<Self, &'static str> {
+        uri.parse().map_err(|()| "not the identity of a machine")
     }
 }
 

@@ -85,11 +85,17 @@ pub enum FromServer {
     },
     HeartbeatReply {
         heartbeat_ms: u64,
+        /// Where all servers are reached, whenever that has changed: `https://HOST:PORT`. Empty: as before.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        servers: Vec<String>,
     },
     /// Dial back a stream of this id and serve the request on it.
     Open {
         stream: String,
         request: StreamRequest,
+        /// The server that waits for it. None: the one that has the session.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        server: Option<String>,
     },
     /// The session ends; say why in the agent's log.
     Goodbye {

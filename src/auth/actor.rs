@@ -12,7 +12,8 @@ use sha2::{Digest, Sha256};
 use std::fmt;
 
 /// The one who asks, once it is known who that is.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Actor {
     /// On this machine, let in by the socket's permissions: may do everything.
     Local { uid: Option<u32>, pid: Option<i32> },

@@ -1,8 +1,9 @@
-//! The built-in certificate authority: one key that signs who may speak to this cloud's etcd.
+//! The built-in certificate authorities: one that signs who is who in this cloud, and one of etcd's own, because etcd lets in
+//! whomever its CA vouches for: no certificate of a host or server is good for it.
 //!
-//! Everything stands in one root-only folder, `NAME.crt` and `NAME.key` (PEM, 0600): `ca`, `etcd` (the store's own, for
-//! clients and its peer port), `server-client` and `etcdctl`; where the API listens on TLS also `server`. Identity is in
-//! subject alternative names. Hosts get theirs by [`Authority::sign`]; their keys never leave them.
+//! Everything stands in one root-only folder, `NAME.crt` and `NAME.key` (PEM, 0600): `ca` with, where the API listens on
+//! TLS, `server`; `etcd-ca` with `etcd` (the store's own, for clients and its peer port), `server-client` and `etcdctl`.
+//! Identity is in subject alternative names. Hosts get theirs by [`Authority::sign`]; their keys never leave them.
 //!
 //! [`Pki::ensure`] is idempotent and runs at each `enoki up`, at each start of etcd and once a day. It makes what is
 //! missing and renews what ends within 30 days. **A renewal keeps the key** and replaces the certificate alone, by rename:
@@ -12,6 +13,7 @@
 //!
 //! On failure nothing is half done: each file is replaced whole, and the next call goes on where this one stopped.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -46,13 +48,15 @@ pub enum Error {
     Name(String),
     #[error("this is not an ECDSA P-256 public key")]
     PublicKey,
+    #[error("{0} is not among what the cloud gave")]
+    Missing(String),
 }
 
 /// What a call of [`Pki::ensure`] wrote.
 #[derive(Debug, Default, PartialEq)]
 pub struct Renewed {
-    /// The CA's own certificate was made or renewed: a running etcd must be restarted to trust it.
-    pub ca: bool,
+    /// The certificate of etcd's CA was made or renewed: a running etcd must be restarted to trust it.
+    pub etcd_ca: bool,
     pub leaves: Vec<&'static str>,
 }
 
@@ -62,21 +66,34 @@ pub struct Pki {
     folder: PathBuf,
 }
 
-/// A certificate that the CA keeps valid.
+const CA: &str = "ca";
+const ETCD_CA: &str = "etcd-ca";
+
+/// A certificate that its CA keeps valid.
 struct Leaf {
     name: &'static str,
     identities: Vec<SanType>,
     usages: &'static [Eku],
 }
 
-/// What every machine with an etcd of its own has.
-fn leaves() -> [Leaf; 3] {
-    [
+/// What every machine with a server has of etcd's CA; `names`: where etcd is reached besides loopback.
+fn leaves(names: &[String]) -> Result<[Leaf; 3], Error> {
+    let mut etcd = loopback();
+    etcd.extend(names.iter().map(|name| machine(name)).collect::<Result<Vec<_>, _>>()?);
+    Ok([
         // etcd dials itself (its gateway, its peer port) with the certificate that it serves: it must be good for both.
-        Leaf { name: "etcd", identities: loopback(), usages: &[Eku::ServerAuth, Eku::ClientAuth] },
+        Leaf { name: "etcd", identities: etcd, usages: &[Eku::ServerAuth, Eku::ClientAuth] },
         Leaf { name: "server-client", identities: role("server"), usages: &[Eku::ClientAuth] },
         Leaf { name: "etcdctl", identities: role("etcdctl"), usages: &[Eku::ClientAuth] },
-    ]
+    ])
+}
+
+/// A DNS name or an address.
+fn machine(name: &str) -> Result<SanType, Error> {
+    match name.parse() {
+        Ok(address) => Ok(SanType::IpAddress(address)),
+        Err(_) => Ok(SanType::DnsName(name.try_into().map_err(|_| Error::Name(name.to_owned()))?)),
+    }
 }
 
 fn loopback() -> Vec<SanType> {
@@ -101,7 +118,12 @@ impl Pki {
     }
 
     pub fn ca(&self) -> PathBuf {
-        self.folder.join("ca.crt")
+        self.cert(CA)
+    }
+
+    /// Of etcd's CA.
+    pub fn etcd_ca(&self) -> PathBuf {
+        self.cert(ETCD_CA)
     }
 
     pub fn cert(&self, name: &str) -> PathBuf {
@@ -112,29 +134,55 @@ impl Pki {
         self.folder.join(format!("{name}.key"))
     }
 
-    /// Makes what is missing, renews what is near its end (module doc). Blocks while another process does the same.
-    pub fn ensure(&self, now: SystemTime) -> Result<Renewed, Error> {
+    /// Makes what is missing, renews what is near its end (module doc). `etcd_names`: DNS names and addresses where this
+    /// machine's etcd is reached besides loopback. Blocks while another process does the same.
+    pub fn ensure(&self, now: SystemTime, etcd_names: &[String]) -> Result<Renewed, Error> {
         make_private_folder(&self.folder)?;
         let _alone = self.lock()?;
         let now = seconds(now);
-        let mut renewed = Renewed::default();
-
-        let ca_key = self.load_or_make_key("ca")?;
-        let ca_params = ca_params(now);
-        if !self.good("ca", &ca_key, None, now)? {
-            let cert = ca_params
-                .self_signed(&ca_key)
-                .map_err(|source| Error::Sign { name: "ca".to_owned(), source })?;
-            self.write(&self.ca(), cert.pem().as_bytes())?;
-            renewed.ca = true;
-        }
-        let authority = Authority::of(ca_params, ca_key);
-        for leaf in &leaves() {
+        self.renew_authority(CA, now)?;
+        let mut renewed = Renewed { etcd_ca: self.renew_authority(ETCD_CA, now)?, leaves: Vec::new() };
+        let authority = self.load_authority(ETCD_CA, now)?;
+        for leaf in &leaves(etcd_names)? {
             if self.renew(leaf, &authority, now)? {
                 renewed.leaves.push(leaf.name);
             }
         }
         Ok(renewed)
+    }
+
+    /// True: its certificate was written.
+    fn renew_authority(&self, name: &'static str, now: u64) -> Result<bool, Error> {
+        let key = self.load_or_make_key(name)?;
+        if self.good(name, &key, None, now)? {
+            return Ok(false);
+        }
+        let cert = ca_params(name, now)
+            .self_signed(&key)
+            .map_err(|source| Error::Sign { name: name.to_owned(), source })?;
+        self.write(&self.cert(name), cert.pem().as_bytes())?;
+        Ok(true)
+    }
+
+    /// What a new server needs to be one of this cloud: both authorities, by file name.
+    pub fn authorities(&self) -> Result<BTreeMap<String, String>, Error> {
+        let read = |path: PathBuf| match std::fs::read_to_string(&path) {
+            Ok(text) => Ok((file_name(&path), text)),
+            Err(source) => Err(Error::File { path, source }),
+        };
+        [self.cert(CA), self.key(CA), self.cert(ETCD_CA), self.key(ETCD_CA)].into_iter().map(read).collect()
+    }
+
+    /// Makes this machine one with the authorities of a cloud. Whatever it had before signed by others is made anew by the
+    /// next [`Pki::ensure`].
+    pub fn adopt(&self, authorities: &BTreeMap<String, String>) -> Result<(), Error> {
+        make_private_folder(&self.folder)?;
+        let _alone = self.lock()?;
+        for path in [self.cert(CA), self.key(CA), self.cert(ETCD_CA), self.key(ETCD_CA)] {
+            let text = authorities.get(&file_name(&path)).ok_or_else(|| Error::Missing(file_name(&path)))?;
+            self.write(&path, text.as_bytes())?;
+        }
+        Ok(())
     }
 
     /// Makes or renews the certificate that a server shows on TLS (`server`), under the CA that is there. It says which
@@ -143,23 +191,18 @@ impl Pki {
         let _alone = self.lock()?;
         let now = seconds(now);
         let mut identities = uri(&Identity::Server(server.to_owned()).to_string());
-        for name in names {
-            identities.push(match name.parse() {
-                Ok(address) => SanType::IpAddress(address),
-                Err(_) => SanType::DnsName(name.as_str().try_into().map_err(|_| Error::Name(name.clone()))?),
-            });
-        }
+        identities.extend(names.iter().map(|name| machine(name)).collect::<Result<Vec<_>, _>>()?);
         let leaf = Leaf { name: "server", identities, usages: &[Eku::ServerAuth, Eku::ClientAuth] };
-        self.renew(&leaf, &self.load_authority(now)?, now).map(drop)
+        self.renew(&leaf, &self.load_authority(CA, now)?, now).map(drop)
     }
 
     /// The CA, to sign with.
     pub fn authority(&self, now: SystemTime) -> Result<Authority, Error> {
-        self.load_authority(seconds(now))
+        self.load_authority(CA, seconds(now))
     }
 
-    fn load_authority(&self, now: u64) -> Result<Authority, Error> {
-        Ok(Authority::of(ca_params(now), self.load_key("ca")?))
+    fn load_authority(&self, name: &str, now: u64) -> Result<Authority, Error> {
+        Ok(Authority::of(ca_params(name, now), self.load_key(name)?))
     }
 
     /// True: it was written.
@@ -246,10 +289,10 @@ fn make_private_folder(folder: &Path) -> Result<(), Error> {
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700)).map_err(file)
 }
 
-fn ca_params(now: u64) -> CertificateParams {
+fn ca_params(authority: &str, now: u64) -> CertificateParams {
     let mut params = CertificateParams::default();
     // The name never changes: it is how a leaf finds its issuer across renewals.
-    params.distinguished_name = name("Enoki CA");
+    params.distinguished_name = name(if authority == CA { "Enoki CA" } else { "Enoki etcd CA" });
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     valid_for(&mut params, now, CA_DAYS);
@@ -281,6 +324,10 @@ fn name_bytes(name: &SanType) -> Vec<u8> {
         SanType::IpAddress(std::net::IpAddr::V6(address)) => address.octets().to_vec(),
         _ => Vec::new(),
     }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn seconds(now: SystemTime) -> u64 {
@@ -374,10 +421,10 @@ mod tests {
     #[test]
     fn everything_is_made_once_and_private() {
         let (folder, pki) = fresh();
-        let made = pki.ensure(at(NOW)).unwrap();
-        assert_eq!(made, Renewed { ca: true, leaves: vec!["etcd", "server-client", "etcdctl"] });
+        let made = pki.ensure(at(NOW), &[]).unwrap();
+        assert_eq!(made, Renewed { etcd_ca: true, leaves: vec!["etcd", "server-client", "etcdctl"] });
         let before = std::fs::read(pki.cert("etcd")).unwrap();
-        assert_eq!(pki.ensure(at(NOW + 300 * DAY)).unwrap(), Renewed::default());
+        assert_eq!(pki.ensure(at(NOW + 300 * DAY), &[]).unwrap(), Renewed::default());
         assert_eq!(std::fs::read(pki.cert("etcd")).unwrap(), before);
         for entry in std::fs::read_dir(folder.path().join("pki")).unwrap() {
             let entry = entry.unwrap();
@@ -396,62 +443,85 @@ mod tests {
     #[test]
     fn the_dates_are_read_back() {
         let (_folder, pki) = fresh();
-        pki.ensure(at(NOW)).unwrap();
+        pki.ensure(at(NOW), &[]).unwrap();
         let dates = |name| {
             validity(&pem_body(&std::fs::read_to_string(pki.cert(name)).unwrap()).unwrap().into()).unwrap()
         };
         assert_eq!(dates("etcd"), (NOW - DAY, NOW + LEAF_DAYS * DAY));
         assert_eq!(dates("ca"), (NOW - DAY, NOW + CA_DAYS * DAY));
         // Past 2049 the other time format is used.
-        pki.ensure(at(2_600_000_000)).unwrap();
+        pki.ensure(at(2_600_000_000), &[]).unwrap();
         assert_eq!(dates("etcd").1, 2_600_000_000 + LEAF_DAYS * DAY);
     }
 
     #[test]
     fn a_leaf_is_renewed_a_month_before_its_end_with_its_key() {
         let (_folder, pki) = fresh();
-        pki.ensure(at(NOW)).unwrap();
+        pki.ensure(at(NOW), &[]).unwrap();
         let key = std::fs::read(pki.key("etcd")).unwrap();
-        let renewed = pki.ensure(at(NOW + 336 * DAY)).unwrap();
-        assert_eq!(renewed, Renewed { ca: false, leaves: vec!["etcd", "server-client", "etcdctl"] });
+        let renewed = pki.ensure(at(NOW + 336 * DAY), &[]).unwrap();
+        assert_eq!(renewed, Renewed { etcd_ca: false, leaves: vec!["etcd", "server-client", "etcdctl"] });
         assert_eq!(std::fs::read(pki.key("etcd")).unwrap(), key);
     }
 
     #[test]
     fn a_renewed_ca_keeps_its_leaves() {
         let (_folder, pki) = fresh();
-        pki.ensure(at(NOW)).unwrap();
-        let ca_key = std::fs::read(pki.key("ca")).unwrap();
-        std::fs::remove_file(pki.ca()).unwrap();
-        assert_eq!(pki.ensure(at(NOW)).unwrap(), Renewed { ca: true, leaves: vec![] });
-        assert_eq!(std::fs::read(pki.key("ca")).unwrap(), ca_key);
+        pki.ensure(at(NOW), &[]).unwrap();
+        let ca_key = std::fs::read(pki.key("etcd-ca")).unwrap();
+        std::fs::remove_file(pki.etcd_ca()).unwrap();
+        assert_eq!(pki.ensure(at(NOW), &[]).unwrap(), Renewed { etcd_ca: true, leaves: vec![] });
+        assert_eq!(std::fs::read(pki.key("etcd-ca")).unwrap(), ca_key);
     }
 
     #[test]
     fn a_lost_ca_key_or_a_foreign_certificate_leads_to_new_ones() {
         let (_folder, pki) = fresh();
-        pki.ensure(at(NOW)).unwrap();
-        std::fs::remove_file(pki.key("ca")).unwrap();
-        assert_eq!(pki.ensure(at(NOW)).unwrap().leaves.len(), 3);
+        pki.ensure(at(NOW), &[]).unwrap();
+        std::fs::remove_file(pki.key("etcd-ca")).unwrap();
+        assert_eq!(pki.ensure(at(NOW), &[]).unwrap().leaves.len(), 3);
         std::fs::copy(pki.cert("etcdctl"), pki.cert("etcd")).unwrap();
-        assert_eq!(pki.ensure(at(NOW)).unwrap().leaves, ["etcd"]);
+        assert_eq!(pki.ensure(at(NOW), &[]).unwrap().leaves, ["etcd"]);
         std::fs::write(pki.cert("etcdctl"), "garbage").unwrap();
-        assert_eq!(pki.ensure(at(NOW)).unwrap().leaves, ["etcdctl"]);
+        assert_eq!(pki.ensure(at(NOW), &[]).unwrap().leaves, ["etcdctl"]);
+    }
+
+    #[test]
+    fn etcd_is_reached_by_further_names_and_known_to_no_other_ca() {
+        let (_folder, pki) = fresh();
+        pki.ensure(at(NOW), &[]).unwrap();
+        let more = ["198.18.0.1".to_owned(), "s1.example.internal".to_owned()];
+        assert_eq!(pki.ensure(at(NOW), &more).unwrap().leaves, ["etcd"]);
+        assert_eq!(pki.ensure(at(NOW), &more).unwrap(), Renewed::default());
+        assert!(matches!(pki.ensure(at(NOW), &["a b".to_owned()]), Err(Error::Name(_))));
+        assert_ne!(std::fs::read(pki.key("ca")).unwrap(), std::fs::read(pki.key("etcd-ca")).unwrap());
+    }
+
+    #[test]
+    fn a_new_server_has_the_authorities_of_the_cloud() {
+        let ((_one, old), (_two, new)) = (fresh(), fresh());
+        old.ensure(at(NOW), &[]).unwrap();
+        new.ensure(at(NOW), &[]).unwrap();
+        new.adopt(&old.authorities().unwrap()).unwrap();
+        // All that was signed by authorities of its own is not good any more.
+        assert_eq!(new.ensure(at(NOW), &[]).unwrap().leaves.len(), 3);
+        assert_eq!(new.authorities().unwrap(), old.authorities().unwrap());
+        assert!(matches!(new.adopt(&BTreeMap::new()), Err(Error::Missing(_))));
     }
 
     #[test]
     fn a_clock_that_was_ahead_is_mended() {
         let (_folder, pki) = fresh();
-        pki.ensure(at(NOW + 400 * DAY)).unwrap();
-        assert!(pki.ensure(at(NOW)).unwrap().ca);
+        pki.ensure(at(NOW + 400 * DAY), &[]).unwrap();
+        assert!(pki.ensure(at(NOW), &[]).unwrap().etcd_ca);
     }
 
     #[test]
     fn a_broken_key_is_named_and_left_alone() {
         let (_folder, pki) = fresh();
-        pki.ensure(at(NOW)).unwrap();
+        pki.ensure(at(NOW), &[]).unwrap();
         std::fs::write(pki.key("etcd"), "garbage").unwrap();
-        let error = pki.ensure(at(NOW)).unwrap_err().to_string();
+        let error = pki.ensure(at(NOW), &[]).unwrap_err().to_string();
         assert!(error.contains("etcd.key") && error.contains("move it away"), "{error}");
         assert_eq!(std::fs::read(pki.key("etcd")).unwrap(), b"garbage");
     }
@@ -461,9 +531,9 @@ mod tests {
         use rustls::pki_types::pem::PemObject;
         use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
         let (_folder, pki) = fresh();
-        pki.ensure(at(NOW)).unwrap();
+        pki.ensure(at(NOW), &[]).unwrap();
         let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(pki.ca()).unwrap()).unwrap();
+        roots.add(CertificateDer::from_pem_file(pki.etcd_ca()).unwrap()).unwrap();
         let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
         let verifier = rustls::client::WebPkiServerVerifier::builder_with_provider(roots.into(), provider)
             .build()

@@ -21,6 +21,7 @@ mod manifest;
 mod output;
 mod plan;
 mod run;
+pub mod server;
 mod table;
 mod terminal;
 mod token;
@@ -88,6 +89,7 @@ pub enum Command {
     Image(image::ImageCommand),
     #[command(subcommand)]
     Host(lifecycle::HostCommand),
+    Server(server::ServerArgs),
     Adopt(adopt::Adopt),
     Login(contexts::Login),
     #[command(subcommand)]
@@ -162,6 +164,10 @@ async fn dispatch(cli: Cli, whole: clap::Command) -> Result<u8, Failure> {
         Command::Project(command) => create::project(ctx, command).await?,
         Command::Image(command) => image::image(ctx, command).await?,
         Command::Host(command) => lifecycle::host(ctx, command).await?,
+        Command::Server(args) => match args.command {
+            Some(command) => server::server(ctx, command).await?,
+            None => return Err(Failure::usage("a server is run, not asked")),
+        },
         Command::Adopt(args) => adopt::adopt(ctx, args).await?,
     }
     Ok(0)

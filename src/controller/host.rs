@@ -1,7 +1,7 @@
 //! Hosts: made when their agent first says hello, shown as they are.
 
 use super::Leader;
-use crate::dispatch::HostView;
+use crate::dispatch::{HostView, Windows};
 use crate::state::encode_new;
 use crate::store::Txn;
 use crate::store::keys::Key;
@@ -9,8 +9,6 @@ use enoki_api::host::{Capacity, Host, HostPhase, HostSpec, HostStatus};
 use enoki_api::object::{Kind, Object};
 use jiff::Timestamp;
 use std::time::Duration;
-
-use crate::dispatch::{LOST_AFTER, UNKNOWN_AFTER};
 
 /// Brings every host's stored status to what is seen. An unchanged host writes nothing.
 pub(super) async fn tend(leader: &Leader) {
@@ -20,6 +18,7 @@ pub(super) async fn tend(leader: &Leader) {
     names.extend(snapshot.hosts.of(None).map(|row| row.object.name.clone()));
     names.sort();
     names.dedup();
+    let windows = context.live.windows();
     for name in names {
         let view = context.live.host(&name);
         let row = snapshot.hosts.get("", &name);
@@ -36,7 +35,8 @@ pub(super) async fn tend(leader: &Leader) {
             }
             (Some(_), _) => txn = txn.when_present(spec_key),
         }
-        let Some(status) = status(stored, view.as_ref(), context.live.listening_for()) else { continue };
+        let status = status(stored, view.as_ref(), context.live.listening_for(), windows);
+        let Some(status) = status else { continue };
         if row.is_some() && stored == Some(&status) {
             continue;
         }
@@ -64,15 +64,20 @@ fn made(name: &str, view: &HostView) -> Host {
 }
 
 /// PURE: the status to store. None: nothing can be said yet, a new leader gives every host one full window first.
-fn status(stored: Option<&HostStatus>, view: Option<&HostView>, listening: Duration) -> Option<HostStatus> {
+fn status(
+    stored: Option<&HostStatus>,
+    view: Option<&HostView>,
+    listening: Duration,
+    windows: Windows,
+) -> Option<HostStatus> {
     let silent = view.map_or(listening, |view| view.silent);
-    if view.is_none() && listening < LOST_AFTER {
+    if view.is_none() && listening < windows.lost {
         return None;
     }
     let mut status = stored.cloned().unwrap_or_default();
     (status.granted, status.last_seen_at) = (Capacity::default(), None);
-    if silent >= UNKNOWN_AFTER {
-        status.phase = if silent >= LOST_AFTER { HostPhase::Lost } else { HostPhase::Unknown };
+    if silent >= windows.unknown {
+        status.phase = if silent >= windows.lost { HostPhase::Lost } else { HostPhase::Unknown };
         status.reason = Some("no_heartbeat".into());
         status.message = Some("its agent does not answer; what it runs goes on".into());
         return Some(status);
@@ -123,7 +128,8 @@ mod tests {
         for (silent, phase) in
             [(0, HostPhase::Ready), (2, HostPhase::Ready), (3, HostPhase::Unknown), (8, HostPhase::Lost)]
         {
-            let status = status(None, Some(&view(Duration::from_secs(silent))), long).unwrap();
+            let view = view(Duration::from_secs(silent));
+            let status = status(None, Some(&view), long, Windows::of(1)).unwrap();
             assert_eq!(status.phase, phase, "{silent}");
         }
     }
@@ -131,7 +137,12 @@ mod tests {
     #[test]
     fn a_new_leader_gives_hosts_time_to_come() {
         let stored = HostStatus { phase: HostPhase::Ready, ..HostStatus::default() };
-        assert!(status(Some(&stored), None, Duration::from_secs(7)).is_none());
-        assert_eq!(status(Some(&stored), None, LOST_AFTER).unwrap().phase, HostPhase::Lost);
+        let windows = Windows::of(1);
+        assert!(status(Some(&stored), None, Duration::from_secs(7), windows).is_none());
+        assert_eq!(status(Some(&stored), None, windows.lost, windows).unwrap().phase, HostPhase::Lost);
+        assert!(
+            status(Some(&stored), None, windows.lost, Windows::of(500)).is_none(),
+            "more are given longer"
+        );
     }
 }

@@ -37,7 +37,7 @@ pub struct Context {
 }
 
 /// Stands for election for as long as the server runs, and leads whenever it is elected.
-pub async fn run(context: Context, me: state::Leader, stop: CancellationToken) {
+pub async fn run(context: Context, me: state::Server, stop: CancellationToken) {
     let name = &me.name;
     let words = serde_json::to_vec(&me).unwrap_or_default();
     while !stop.is_cancelled() {
@@ -69,7 +69,7 @@ async fn lead(context: &Context, leadership: Leadership, stop: &CancellationToke
     // A cold leader acts only once its cache has seen its own election.
     let work = async {
         while !context.state.reached(leadership.revision(), SLOW).await {}
-        context.live.lead();
+        context.live.lead(context.state.snapshot().hosts.len());
         leader.run().await
     };
     // Cancel-safe: every effect is one transaction that applies whole or not at all.

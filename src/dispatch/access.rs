@@ -16,12 +16,7 @@ use enoki_api::protocol::JOIN_PATH;
 
 /// Puts the [`Actor`] among the request's extensions, or refuses and audits.
 pub async fn layer(Shared(dispatch): Shared<Dispatch>, mut request: Request, next: Next) -> Response {
-    let peer = request.extensions().get::<ConnectInfo<Peer>>().map(|info| info.0.clone());
-    let actor = match peer {
-        Some(Peer::Local { uid, pid }) => Actor::Local { uid, pid },
-        Some(Peer::Remote { identity: Some(identity), .. }) => Actor::Machine(identity),
-        Some(Peer::Remote { identity: None, .. }) | None => Actor::Anonymous,
-    };
+    let actor = actor(&request);
     let path = request.uri().path();
     // Who joins has no certificate yet, and shows a token instead.
     if path != JOIN_PATH
@@ -31,6 +26,15 @@ pub async fn layer(Shared(dispatch): Shared<Dispatch>, mut request: Request, nex
     }
     request.extensions_mut().insert(actor);
     next.run(request).await
+}
+
+/// Who is at the other end: by the socket, or by a certificate.
+pub fn actor(request: &Request) -> Actor {
+    match request.extensions().get::<ConnectInfo<Peer>>().map(|info| info.0.clone()) {
+        Some(Peer::Local { uid, pid }) => Actor::Local { uid, pid },
+        Some(Peer::Remote { identity: Some(identity), .. }) => Actor::Machine(identity),
+        Some(Peer::Remote { identity: None, .. }) | None => Actor::Anonymous,
+    }
 }
 
 /// PURE: whether this is a host of the cloud.

@@ -1,20 +1,25 @@
-//! What happened to each object, in words: bounded for each and in all, in memory, newest kept.
+//! What happened to each object, in words: bounded for each and in all, in memory, newest kept. The leader's log is the
+//! cloud's: what another server notes goes there too.
 
 use enoki_api::event::Event;
 use enoki_api::object::{Key, Kind, Uid};
 use jiff::Timestamp;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
+use tokio::sync::mpsc;
 
 /// Events kept for one object.
 const EACH: usize = 32;
 /// Events kept in all; the object whose first one is oldest goes first.
 const ALL: usize = 16_384;
+/// Events on their way to the leader; more are dropped, as all of them are with their server.
+const ON_THE_WAY: usize = 1024;
 
 /// The log of events: cheap to clone.
 #[derive(Clone, Default)]
 pub struct Events {
     log: Arc<Mutex<Log>>,
+    outgoing: Option<mpsc::Sender<Event>>,
 }
 
 #[derive(Default)]
@@ -27,6 +32,12 @@ struct Log {
 }
 
 impl Events {
+    /// A log whose own events can also be taken from the receiver, to tell them to others.
+    pub fn telling() -> (Self, mpsc::Receiver<Event>) {
+        let (outgoing, taken) = mpsc::channel(ON_THE_WAY);
+        (Events { log: Arc::default(), outgoing: Some(outgoing) }, taken)
+    }
+
     /// Notes that something happened. The same reason and message as the last one only counts it up.
     pub fn note(
         &self,
@@ -36,33 +47,44 @@ impl Events {
         reason: &str,
         message: impl Into<String>,
     ) {
-        let (message, now) = (message.into(), Timestamp::now());
-        let mut log = self.log.lock().unwrap_or_else(|poison| poison.into_inner());
-        if !log.objects.contains_key(key) {
-            log.order.push_back(key.clone());
-        }
-        let events = log.objects.entry(key.clone()).or_default();
-        if let Some(last) = events.back_mut()
-            && last.reason == reason
-            && last.message == message
-            && last.uid.as_ref() == uid
-        {
-            last.count += 1;
-            last.last_at = now;
-            return;
-        }
-        events.push_back(Event {
+        let now = Timestamp::now();
+        let event = Event {
             kind: key.kind,
             project: key.project.clone(),
             name: key.name.clone(),
             uid: uid.cloned(),
             reason: reason.to_owned(),
-            message,
+            message: message.into(),
             warning,
             count: 1,
             first_at: now,
             last_at: now,
-        });
+        };
+        if let Some(outgoing) = &self.outgoing {
+            // Full or closed: the leader does not take them just now, and nobody waits for an event.
+            let _ = outgoing.try_send(event.clone());
+        }
+        self.take_in(event);
+    }
+
+    /// Notes what happened as another server saw it.
+    pub fn take_in(&self, event: Event) {
+        let key = Key { kind: event.kind, project: event.project.clone(), name: event.name.clone() };
+        let mut log = self.log.lock().unwrap_or_else(|poison| poison.into_inner());
+        if !log.objects.contains_key(&key) {
+            log.order.push_back(key.clone());
+        }
+        let events = log.objects.entry(key).or_default();
+        if let Some(last) = events.back_mut()
+            && last.reason == event.reason
+            && last.message == event.message
+            && last.uid == event.uid
+        {
+            last.count += event.count;
+            last.last_at = event.last_at;
+            return;
+        }
+        events.push_back(event);
         if events.len() > EACH {
             events.pop_front();
         } else {

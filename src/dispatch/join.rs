@@ -25,10 +25,15 @@ const CATCH_UP: Duration = Duration::from_secs(3);
 
 pub(super) async fn join(
     Shared(dispatch): Shared<Dispatch>,
+    axum::Extension(actor): axum::Extension<Actor>,
     headers: HeaderMap,
     Json(wanted): Json<Join>,
 ) -> Response {
-    answer(&dispatch, joined(&dispatch, &headers, &wanted).await, &format!("join as host {}", wanted.host))
+    answer(
+        &dispatch,
+        joined(&dispatch, &actor, &headers, &wanted).await,
+        &format!("join as host {}", wanted.host),
+    )
 }
 
 /// The asker is known by the certificate that it still has.
@@ -54,18 +59,18 @@ fn answer(dispatch: &Dispatch, result: Result<(Actor, Joined), Problem>, what: &
     }
 }
 
-async fn joined(dispatch: &Dispatch, headers: &HeaderMap, wanted: &Join) -> Result<(Actor, Joined), Problem> {
-    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let token = bearer.and_then(|text| text.strip_prefix("Bearer ")).ok_or_else(|| {
-        Problem::new(Code::Unauthenticated, "a machine joins with a token")
-            .hint("`enoki host join-token` makes one")
-    })?;
+async fn joined(
+    dispatch: &Dispatch,
+    actor: &Actor,
+    headers: &HeaderMap,
+    wanted: &Join,
+) -> Result<(Actor, Joined), Problem> {
     let snapshot = dispatch.state.snapshot();
-    let actor = actor::bearer(&snapshot, &dispatch.sealer, token, Timestamp::now())?;
-    if !matches!(actor, Actor::Bearer { role: Role::Host, .. }) {
-        return Err(Problem::new(Code::Forbidden, "this token is not for hosts to join")
-            .hint("`enoki host join-token` makes one that is"));
-    }
+    let actor = match actor {
+        // The agent of this very machine: the socket is root's alone.
+        Actor::Local { .. } => actor.clone(),
+        _ => holder(dispatch, headers, Role::Host)?,
+    };
     check_name("host", &wanted.host)?;
     check_labels(&wanted.labels)?;
     let taken = |uid: &enoki_api::Uid| {
@@ -95,6 +100,23 @@ async fn joined(dispatch: &Dispatch, headers: &HeaderMap, wanted: &Join) -> Resu
     }
     let identity = Identity::Host { name: wanted.host.clone(), uid: wanted.uid.clone() };
     Ok((actor, sign(dispatch, &identity, &wanted.public_key)?))
+}
+
+/// Who joins, by a token of this role.
+pub(super) fn holder(dispatch: &Dispatch, headers: &HeaderMap, wanted: Role) -> Result<Actor, Problem> {
+    let make_one = format!("`enoki {wanted} join-token` makes one");
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let token = bearer.and_then(|text| text.strip_prefix("Bearer ")).ok_or_else(|| {
+        Problem::new(Code::Unauthenticated, "a machine joins with a token").hint(make_one.clone())
+    })?;
+    let actor = actor::bearer(&dispatch.state.snapshot(), &dispatch.sealer, token, Timestamp::now())?;
+    match &actor {
+        Actor::Bearer { role, .. } if *role == wanted => Ok(actor),
+        _ => {
+            Err(Problem::new(Code::Forbidden, format!("this token is not for a {wanted} to join"))
+                .hint(make_one))
+        }
+    }
 }
 
 fn sign(dispatch: &Dispatch, identity: &Identity, public_key: &str) -> Result<Joined, Problem> {

@@ -10,12 +10,25 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
-/// Heartbeats come this often; architecture: 1 s up to 100 hosts.
-pub const HEARTBEAT: Duration = Duration::from_secs(1);
-/// Silent this long: unknown.
-pub const UNKNOWN_AFTER: Duration = Duration::from_secs(3);
-/// Silent this long: lost.
-pub const LOST_AFTER: Duration = Duration::from_secs(8);
+/// How often heartbeats come, and how long silence is borne: more rarely and longer the more hosts there are, so that a
+/// leader of thousands has few hundred of them a second to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Windows {
+    /// A heartbeat each; one second up to a hundred hosts, at most five.
+    pub heartbeat: Duration,
+    /// Silent this long, a host is unknown.
+    pub unknown: Duration,
+    /// Silent this long, it is lost.
+    pub lost: Duration,
+}
+
+impl Windows {
+    /// PURE: of a cloud of so many hosts.
+    pub fn of(hosts: usize) -> Self {
+        let heartbeat = Duration::from_millis((hosts as u64).saturating_mul(10).clamp(1000, 5000));
+        Windows { heartbeat, unknown: heartbeat * 3, lost: heartbeat * 8 }
+    }
+}
 
 /// The handle: cheap to clone.
 #[derive(Clone)]
@@ -36,6 +49,14 @@ struct Inner {
     reports: HashMap<Uid, Report>,
     buried: HashSet<Uid>,
     dirty: Dirty,
+    /// Hosts that the store knows, with or without a session.
+    expected: usize,
+}
+
+impl Inner {
+    fn windows(&self) -> Windows {
+        Windows::of(self.expected.max(self.hosts.len()))
+    }
 }
 
 struct HostLive {
@@ -101,8 +122,9 @@ impl Live {
         std::mem::take(&mut self.lock().dirty)
     }
 
-    /// This server leads from now on: agents may come.
-    pub fn lead(&self) {
+    /// This server leads from now on: the agents of so many hosts may come.
+    pub fn lead(&self, hosts: usize) {
+        self.lock().expected = hosts;
         self.shared.leads.send_replace(Some(Instant::now()));
     }
 
@@ -110,6 +132,11 @@ impl Live {
     pub fn step_down(&self) {
         *self.lock() = Inner::default();
         self.shared.leads.send_replace(None);
+    }
+
+    /// How silence is judged now.
+    pub fn windows(&self) -> Windows {
+        self.lock().windows()
     }
 
     pub fn leads(&self) -> bool {
@@ -139,7 +166,7 @@ impl Live {
         let mut inner = self.lock();
         if let Some(old) = inner.hosts.get(&hello.host) {
             let same = old.hello.uid == hello.uid;
-            let alive = if same { UNKNOWN_AFTER } else { LOST_AFTER };
+            let alive = if same { inner.windows().unknown } else { inner.windows().lost };
             if old.seen.elapsed() < alive && !(same && old.outbox.is_closed()) {
                 let whose = if same { "another agent with this identity" } else { "another machine" };
                 return Err(format!("{whose} is host {} and is alive", hello.host));
@@ -170,8 +197,9 @@ impl Live {
 
     pub(super) fn heartbeat(&self, host: &str, health: Option<Health>) {
         let mut inner = self.lock();
+        let unknown = inner.windows().unknown;
         let Some(live) = inner.hosts.get_mut(host) else { return };
-        let returned = live.seen.elapsed() >= UNKNOWN_AFTER;
+        let returned = live.seen.elapsed() >= unknown;
         live.seen = Instant::now();
         live.seen_at = Timestamp::now();
         let changed = health.as_ref().is_some_and(|health| *health != live.health);
@@ -252,7 +280,12 @@ impl Live {
         self.lock().hosts.get(host).map(|live| live.orphans.clone())
     }
 
-    /// The host whose orphan has this project and name, or holds this address of this network.
+    /// The orphan of this name, and its host.
+    pub fn orphan_of(&self, project: &str, name: &str) -> Option<(String, Orphan)> {
+        self.held_by_orphan(|orphan| orphan.project == project && orphan.name == name)
+    }
+
+    /// The orphan that is wanted, and its host: one that holds an address, say.
     pub fn held_by_orphan(&self, wanted: impl Fn(&Orphan) -> bool) -> Option<(String, Orphan)> {
         let inner = self.lock();
         inner.hosts.iter().find_map(|(host, live)| {

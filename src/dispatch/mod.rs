@@ -5,6 +5,7 @@
 //! - [`orders`] is pure: a snapshot -> the orders of a host. [`overlays`]: who is where on the networks that span hosts.
 //! - [`Live`] is what agents have said and nobody stores: reports, liveness, orphans. The controllers read it and
 //!   write what is worth keeping; the API shows it.
+//! - [`servers`] is what the leader does for other servers, which have no sessions.
 //! - [`Broker`] joins a user's exec, console or logs with the stream that the host's agent opens for it.
 
 mod access;
@@ -14,10 +15,11 @@ mod join;
 mod live;
 pub mod orders;
 mod overlays;
+pub mod servers;
 mod session;
 mod socket;
 
 pub use broker::{Broker, StreamError};
 pub use events::Events;
-pub use live::{Dirty, HostView, LOST_AFTER, Live, UNKNOWN_AFTER};
+pub use live::{Dirty, HostView, Live, Windows};
 pub use socket::{Dispatch, router};

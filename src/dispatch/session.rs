@@ -7,7 +7,6 @@
 //! ```
 
 use super::access::{known, speaks_for};
-use super::live::HEARTBEAT;
 use super::{Dispatch, orders, overlays};
 use crate::auth::actor::Actor;
 use crate::state::{At, Cursor};
@@ -80,8 +79,9 @@ impl Session {
         queue: &mut mpsc::Receiver<FromServer>,
     ) -> Result<(), &'static str> {
         let Dispatch { live, state, .. } = &self.dispatch;
-        let heartbeat_ms = HEARTBEAT.as_millis() as u64;
-        send(socket, &FromServer::Welcome { session: id.to_owned(), heartbeat_ms }).await?;
+        let heartbeat_ms = || live.windows().heartbeat.as_millis() as u64;
+        send(socket, &FromServer::Welcome { session: id.to_owned(), heartbeat_ms: heartbeat_ms() }).await?;
+        let mut told = Vec::new();
         let (mut sent, mut cursor) = self.full(socket, host, 0).await?;
         loop {
             // Cancel-safe: a cursor, a queue and a socket keep what they have not given.
@@ -112,7 +112,11 @@ impl Session {
                     match read(&message)? {
                         Some(FromAgent::Heartbeat { health }) => {
                             live.heartbeat(host, Some(health));
-                            send(socket, &FromServer::HeartbeatReply { heartbeat_ms }).await?;
+                            let servers = state.snapshot().reached_at();
+                            let news = if servers == told { Vec::new() } else { servers.clone() };
+                            told = servers;
+                            let reply = FromServer::HeartbeatReply { heartbeat_ms: heartbeat_ms(), servers: news };
+                            send(socket, &reply).await?;
                         }
                         Some(words) => self.take(host, words),
                         None => {}

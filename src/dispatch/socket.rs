@@ -2,11 +2,12 @@
 
 use super::access::{self, speaks_for};
 use super::session::Session;
-use super::{Broker, Events, Live, join};
+use super::{Broker, Events, Live, join, servers};
 use crate::auth::actor::Actor;
 use crate::auth::audit::Audit;
 use crate::auth::ca::Pki;
 use crate::auth::seal::Sealer;
+use crate::config::ServerConfig;
 use crate::image::Archives;
 use crate::state::State;
 use crate::store::Store;
@@ -39,6 +40,8 @@ pub struct Dispatch {
     pub archives: Archives,
     pub audit: Audit,
     pub pki: Pki,
+    /// What a new server of the cloud is told of it.
+    pub config: Arc<ServerConfig>,
 }
 
 /// The routes of agents.
@@ -51,6 +54,7 @@ pub fn router(dispatch: Dispatch) -> Router {
         .route(CERTIFICATE_PATH, post(join::renew))
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .layer(axum::middleware::from_fn_with_state(dispatch.clone(), access::layer))
+        .merge(servers::router(&dispatch))
         .with_state(dispatch)
 }
 

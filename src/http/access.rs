@@ -3,7 +3,9 @@
 use super::{App, answer};
 use crate::auth::actor::{self, Actor};
 use crate::auth::roles::{self, Asked};
+use crate::dispatch::servers;
 use crate::listen::Peer;
+use crate::peers;
 use axum::extract::{ConnectInfo, MatchedPath, Request, State};
 use axum::http::header;
 use axum::middleware::Next;
@@ -39,7 +41,12 @@ pub fn actor(app: &App, request: &Request) -> Result<Actor, Problem> {
     let peer = request.extensions().get::<ConnectInfo<Peer>>().map(|info| info.0.clone());
     match peer {
         Some(Peer::Local { uid, pid }) => return Ok(Actor::Local { uid, pid }),
-        Some(Peer::Remote { identity: Some(identity), .. }) => return Ok(Actor::Machine(identity)),
+        Some(Peer::Remote { identity: Some(identity), .. }) => {
+            // A server passes on what its users ask; it has let them in.
+            let on_behalf = peers::on_behalf(request.headers());
+            let trusted = servers::is_server(&app.state.snapshot(), &identity);
+            return Ok(on_behalf.filter(|_| trusted).unwrap_or(Actor::Machine(identity)));
+        }
         Some(Peer::Remote { identity: None, .. }) | None => {}
     }
     let Some(header) = request.headers().get(header::AUTHORIZATION) else { return Ok(Actor::Anonymous) };

@@ -13,12 +13,14 @@ mod edit;
 mod events;
 mod idempotency;
 mod kinds;
+mod leader;
 mod list;
 mod metrics;
 mod objects;
 mod openapi;
 mod orphans;
 mod query;
+mod servers;
 mod streams;
 mod wait;
 mod watch;
@@ -29,6 +31,7 @@ use crate::auth::audit::Audit;
 use crate::auth::seal::Sealer;
 use crate::dispatch::{Broker, Events, Live};
 use crate::image::Archives;
+use crate::peers::Peers;
 use crate::scheduler::Policy;
 use crate::state::State;
 use crate::store::Store;
@@ -47,6 +50,7 @@ pub struct App {
     pub live: Live,
     pub events: Events,
     pub broker: Broker,
+    pub peers: Peers,
     pub sealer: Arc<Sealer>,
     pub archives: Archives,
     pub policy: Policy,
@@ -69,6 +73,7 @@ impl App {
         live: Live,
         events: Events,
         broker: Broker,
+        peers: Peers,
         sealer: Arc<Sealer>,
         archives: Archives,
         policy: Policy,
@@ -77,7 +82,21 @@ impl App {
         ca: Fingerprint,
     ) -> Self {
         let idempotency = Idempotency::default();
-        App { state, store, live, events, broker, sealer, archives, policy, pool, audit, ca, idempotency }
+        App {
+            state,
+            store,
+            live,
+            events,
+            broker,
+            peers,
+            sealer,
+            archives,
+            policy,
+            pool,
+            audit,
+            ca,
+            idempotency,
+        }
     }
 }
 
@@ -88,6 +107,7 @@ pub fn router(app: App) -> Router {
         .merge(actions::routes())
         .merge(streams::routes())
         .merge(orphans::routes())
+        .merge(servers::routes())
         .merge(events::routes())
         .merge(metrics::routes())
         .merge(openapi::routes())
@@ -101,6 +121,7 @@ pub fn router(app: App) -> Router {
             answer::problem(Problem::new(Code::MethodNotAllowed, "this address does not take that method"))
         });
     routes
+        .layer(axum::middleware::from_fn_with_state(app.clone(), leader::layer))
         .layer(axum::middleware::from_fn_with_state(app.clone(), idempotency::layer))
         .layer(axum::middleware::from_fn_with_state(app.clone(), access::layer))
         .layer(axum::middleware::from_fn_with_state(app.clone(), audit::layer))

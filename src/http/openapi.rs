@@ -35,6 +35,7 @@ pub fn document() -> Value {
     document.schema::<Owner>();
     document.schema::<enoki_api::event::Event>();
     document.schema::<crate::scheduler::Verdict>();
+    document.schema::<super::servers::Server>();
     document.extras();
     json!({
         "openapi": "3.1.0",
@@ -285,6 +286,19 @@ impl Document {
         self.paths.insert(
             "/v1/hosts/{name}/orphans/adopt".into(),
             json!({"parameters": place::<HostSpec>(true), "post": adopt}),
+        );
+        let servers = json!({"type": "object", "properties": {"items": {"type": "array", "items": reference("Server")}}});
+        self.get("/v1/servers", "list_servers", "The servers of the cloud", Vec::new(), &[], Some(servers));
+        let remove = operation(
+            "remove_server",
+            "Forget a server whose machine is gone",
+            &[parameter("dry_run", "boolean", "Change nothing.")],
+            None,
+            &[("200", None, "Forgotten")],
+        );
+        self.paths.insert(
+            "/v1/servers/{name}".into(),
+            json!({"parameters": place::<HostSpec>(true), "delete": remove}),
         );
         for (path, about) in [
             ("/healthz", "Is the process alive"),

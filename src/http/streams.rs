@@ -51,6 +51,9 @@ fn not_running(name: &str, why: &str) -> Problem {
 }
 
 fn unreachable(error: StreamError) -> Problem {
+    if let StreamError::Leader(error) = error {
+        return error.into();
+    }
     Problem::new(Code::HostUnreachable, error.to_string()).hint("the instance itself is not affected")
 }
 
@@ -90,7 +93,7 @@ async fn exec(
     must_run(&path["name"], phase)?;
     let upgrade = upgrade.map_err(|_| needs_upgrade())?;
     let request = StreamRequest::Exec { uid, command: words, tty, stdin, size, env: BTreeMap::new() };
-    let host_side = app.broker.open(&app.live, &host, request).await.map_err(unreachable)?;
+    let host_side = app.broker.open(&app.live, &app.peers, &host, request).await.map_err(unreachable)?;
     Ok(upgrade.max_message_size(MESSAGE_MAX).on_upgrade(|user| splice(user, host_side)))
 }
 
@@ -106,7 +109,7 @@ async fn console(
     must_run(&path["name"], phase)?;
     let upgrade = upgrade.map_err(|_| needs_upgrade())?;
     let request = StreamRequest::Console { uid, size, term };
-    let host_side = app.broker.open(&app.live, &host, request).await.map_err(unreachable)?;
+    let host_side = app.broker.open(&app.live, &app.peers, &host, request).await.map_err(unreachable)?;
     Ok(upgrade.max_message_size(MESSAGE_MAX).on_upgrade(|user| splice(user, host_side)))
 }
 
@@ -169,7 +172,7 @@ async fn logs(State(app): State<App>, path: Place, mut params: Params) -> Answer
     params.done()?;
     let (uid, host, _) = target(&app, &path)?;
     let request = StreamRequest::Logs { uid, follow, tail, since, timestamps };
-    let socket = app.broker.open(&app.live, &host, request).await.map_err(unreachable)?;
+    let socket = app.broker.open(&app.live, &app.peers, &host, request).await.map_err(unreachable)?;
     Ok(text(Body::from_stream(lines(socket))))
 }
 
@@ -231,7 +234,7 @@ async fn stats(State(app): State<App>, path: Place, params: Params) -> Answer {
             continue;
         }
         let request = StreamRequest::Stats { uids: uids.keys().cloned().collect() };
-        let mut socket = app.broker.open(&app.live, host, request).await.map_err(unreachable)?;
+        let mut socket = app.broker.open(&app.live, &app.peers, host, request).await.map_err(unreachable)?;
         while let Some(Ok(message)) = socket.recv().await {
             let Message::Binary(bytes) = message else { continue };
             match bytes.first().and_then(|byte| Channel::from_byte(*byte)) {

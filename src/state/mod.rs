@@ -11,7 +11,7 @@ mod snapshot;
 mod table;
 
 pub use follow::feed;
-pub use snapshot::{Leader, Placed, Snapshot};
+pub use snapshot::{Placed, Server, Snapshot};
 pub use table::{At, Row, Table, encode_new};
 
 use crate::store::Revision;

@@ -40,7 +40,9 @@ pub struct Snapshot {
     pub addresses: OrdMap<(String, String, IpAddr), Arc<(AddressClaim, Revision)>>,
     pub tombstones: OrdMap<String, Arc<(Tombstone, Revision)>>,
     /// Who leads, as far as is known.
-    pub leader: Option<Arc<Leader>>,
+    pub leader: Option<Arc<Server>>,
+    /// Every server that has joined, whether it runs or not.
+    pub servers: OrdMap<String, Arc<Server>>,
     /// Uids of the tombstones that are still to be acted on: few, while those that were are kept for a month.
     pub open_tombstones: OrdSet<String>,
     /// Revisions of keys that only guard something (segments).
@@ -55,9 +57,9 @@ pub struct Snapshot {
     pub by_uid: OrdMap<Uid, At>,
 }
 
-/// The elected server, as it wrote itself down.
+/// A server, as it wrote itself down.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Leader {
+pub struct Server {
     pub name: String,
     /// Where agents and other servers reach it: `https://HOST:PORT`. None: on its own machine only.
     #[serde(default)]
@@ -79,6 +81,11 @@ impl Snapshot {
             object.status = InstanceStatus::clone(status);
         }
         Some(object)
+    }
+
+    /// Where the servers are reached by others: `https://HOST:PORT` each.
+    pub fn reached_at(&self) -> Vec<String> {
+        self.servers.values().filter_map(|server| server.address.clone()).collect()
     }
 
     /// Where the instance with this uid stands, if it still does.
@@ -184,6 +191,10 @@ impl Snapshot {
                 self.leader = Some(Arc::new(decode(stored)?));
                 Ok(())
             }
+            Key::Server { name } => {
+                self.servers.insert(name.clone(), Arc::new(decode(stored)?));
+                Ok(())
+            }
             Key::Scale { .. } => Ok(()),
         }
     }
@@ -251,6 +262,7 @@ impl Snapshot {
             }
             Key::Segment { .. } => drop(self.guards.remove(&key.to_string())),
             Key::Election { .. } => self.leader = None,
+            Key::Server { name } => drop(self.servers.remove(name)),
             Key::Scale { .. } => {}
         }
     }

@@ -25,6 +25,8 @@ pub struct Options {
     pub data_dir: PathBuf,
     /// `host:port` that clients dial.
     pub client: String,
+    /// The same for clients on other machines.
+    pub elsewhere: Option<String>,
     /// `host:port` for peers. A lone member has none, but etcd wants one.
     pub peer: String,
     /// None: plain HTTP, for tests alone.
@@ -39,6 +41,7 @@ impl Options {
             name: "enoki".into(),
             data_dir: data_dir.into(),
             client: "127.0.0.1:2379".into(),
+            elsewhere: None,
             peer: "127.0.0.1:2380".into(),
             tls: Some(tls),
             quota_bytes: QUOTA_BYTES,
@@ -58,7 +61,10 @@ impl Options {
 
 /// All arguments for the program `etcd`.
 pub fn args(options: &Options) -> Vec<String> {
-    let (client, peer) = (options.url(&options.client), options.url(&options.peer));
+    let (mut client, peer) = (options.url(&options.client), options.url(&options.peer));
+    if let Some(elsewhere) = &options.elsewhere {
+        client = format!("{client},{}", options.url(elsewhere));
+    }
     let mut args = vec![
         format!("--name={}", options.name),
         format!("--data-dir={}", text(&options.data_dir)),

@@ -9,6 +9,7 @@
 //! /enoki/v1/scale/PROJECT/APP                     the autoscaler's word
 //! /enoki/v1/tombstones/UID                        what has to go
 //! /enoki/v1/elections/NAME                        who leads; its create_revision is the fence
+//! /enoki/v1/servers/NAME                          a server and where it is reached
 //! ```
 //!
 //! A name is one part of a path: what could be taken for a separator or does not print is percent-encoded, so an image
@@ -32,8 +33,8 @@ pub const MAX_NAME_BYTES: usize = 512;
 pub const SITE_KINDS: [&str; 4] = ["hosts", "projects", "operations", "tokens"];
 
 /// First parts that are not kinds.
-const RESERVED: [&str; 7] =
-    ["status", "assignments", "addresses", "segments", "scale", "tombstones", "elections"];
+const RESERVED: [&str; 8] =
+    ["status", "assignments", "addresses", "segments", "scale", "tombstones", "elections", "servers"];
 
 /// All but letters, digits and what is harmless and common in names.
 const ENCODED: &AsciiSet =
@@ -76,6 +77,9 @@ pub enum Key {
     Election {
         name: String,
     },
+    Server {
+        name: String,
+    },
 }
 
 impl Key {
@@ -113,6 +117,10 @@ impl Key {
         Ok(Key::Tombstone { uid: checked("uid", uid)? })
     }
 
+    pub fn server(name: &str) -> Result<Key, Error> {
+        Ok(Key::Server { name: checked("server", name)? })
+    }
+
     /// What stands at `key`; `None` for what is not ours or not spelled as we spell it.
     pub fn parse(key: &str) -> Option<Key> {
         let path = key.strip_prefix(ROOT)?;
@@ -128,6 +136,7 @@ impl Key {
             ["scale", project, app] => Key::scale(project, app).ok()?,
             ["tombstones", uid] => Key::tombstone(uid).ok()?,
             ["elections", name] => Key::Election { name: checked("election", name).ok()? },
+            ["servers", name] => Key::server(name).ok()?,
             rest => Key::Spec(ObjectRef::from_parts(rest)?),
         };
         (parsed.to_string() == key).then_some(parsed)
@@ -152,6 +161,7 @@ impl fmt::Display for Key {
             Key::Scale { project, app } => write!(f, "scale/{}/{}", encode(project), encode(app)),
             Key::Tombstone { uid } => write!(f, "tombstones/{}", encode(uid)),
             Key::Election { name } => write!(f, "elections/{}", encode(name)),
+            Key::Server { name } => write!(f, "servers/{}", encode(name)),
         }
     }
 }
@@ -287,6 +297,7 @@ mod tests {
             (key(Key::scale("default", "shop")), "/enoki/v1/scale/default/shop"),
             (key(Key::tombstone("5d2c")), "/enoki/v1/tombstones/5d2c"),
             (election("leader").unwrap(), "/enoki/v1/elections/leader"),
+            (key(Key::server("s1")), "/enoki/v1/servers/s1"),
             (specs("instances", None).unwrap(), "/enoki/v1/instances/"),
             (specs("instances", Some("default")).unwrap(), "/enoki/v1/instances/default/"),
             (specs("hosts", None).unwrap(), "/enoki/v1/hosts/"),

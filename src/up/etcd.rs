@@ -1,20 +1,20 @@
 //! The one-machine etcd: its flags, whether it is well, who holds its ports when it cannot start, and a root shell's way in.
 //!
-//! It listens on loopback alone and talks to nobody without a certificate of the built-in CA, because everything that the
-//! cloud knows is in it. Who answers on its port without such a certificate is a stranger and is never used.
+//! It listens on loopback, and where its configuration says so for other servers, and talks to nobody without a certificate
+//! of its own CA, because everything that the cloud knows is in it. Who answers on its port without such a certificate is a stranger and is never used.
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use super::process;
-use crate::auth::ca::Pki;
+use crate::auth::ca::{self, Pki, Renewed};
 use crate::config::{EtcdConfig, paths, write_atomic};
 use crate::store::child;
 
@@ -22,7 +22,15 @@ use crate::store::child;
 pub fn args(config: &EtcdConfig) -> Vec<OsString> {
     let pki = Pki::new(paths::PKI);
     let tls = child::TlsFiles { ca: config.ca.clone(), cert: pki.cert("etcd"), key: pki.key("etcd") };
-    child::args(&child::Options::local(paths::ETCD_DATA, tls)).into_iter().map(OsString::from).collect()
+    let elsewhere = config.listen.map(|address| SocketAddr::new(address, paths::ETCD_PORT).to_string());
+    let options = child::Options { elsewhere, ..child::Options::local(paths::ETCD_DATA, tls) };
+    child::args(&options).into_iter().map(OsString::from).collect()
+}
+
+/// Makes and renews the certificates of this machine's server and etcd.
+pub fn ensure_certificates(config: &EtcdConfig) -> Result<Renewed, ca::Error> {
+    let names: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
+    Pki::new(paths::PKI).ensure(SystemTime::now(), &names)
 }
 
 /// `/etc/enoki/etcdctl.env`: after `set -a; . /etc/enoki/etcdctl.env`, plain etcdctl works.
@@ -190,7 +198,7 @@ mod tests {
         for wanted in [
             format!("--listen-client-urls=https://{}", paths::ETCD_CLIENT),
             format!("--listen-peer-urls=https://{}", paths::ETCD_PEER),
-            "--trusted-ca-file=/etc/enoki/pki/ca.crt".to_owned(),
+            "--trusted-ca-file=/etc/enoki/pki/etcd-ca.crt".to_owned(),
             "--cert-file=/etc/enoki/pki/etcd.crt".to_owned(),
             "--data-dir=/var/lib/enoki/etcd".to_owned(),
         ] {

@@ -17,7 +17,6 @@ use nix::sys::resource::{Resource, setrlimit};
 use super::process::{Identity, arguments, forget, in_our_mounts, program_name, register};
 use super::service::{PATH, Plan, Service};
 use super::{etcd, folders};
-use crate::auth::ca::Pki;
 use crate::config::paths;
 
 /// Passed on from whoever ran `enoki up`; all else of a person's shell has no business in a daemon.
@@ -46,7 +45,7 @@ pub fn launch(service: Service) -> anyhow::Result<Infallible> {
     let _ = std::fs::write("/proc/self/oom_score_adj", service.oom_score_adj().to_string());
 
     let plan = Plan::load()?;
-    prepare(service)?;
+    prepare(service, &plan)?;
     let (program, args) = plan.command(service);
     let identity = Identity::mine(&program).with_context(|| format!("cannot run {}", program.display()))?;
     register(service.name(), &identity).with_context(|| format!("cannot write to {}", paths::RUN))?;
@@ -71,10 +70,10 @@ pub fn under_way() -> bool {
 }
 
 /// What a service needs before its first instruction.
-fn prepare(service: Service) -> anyhow::Result<()> {
+fn prepare(service: Service, plan: &Plan) -> anyhow::Result<()> {
     match service {
         Service::Etcd => {
-            Pki::new(paths::PKI).ensure(std::time::SystemTime::now())?;
+            etcd::ensure_certificates(&plan.server.etcd)?;
             etcd::make_data_folder().with_context(|| format!("cannot make {}", paths::ETCD_DATA))
         }
         Service::Dockerd => remove_stale_docker_pid(Path::new(paths::DOCKER_PID)),

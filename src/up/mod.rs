@@ -3,7 +3,7 @@
 //! `up` looks whether the machine can be a host (`preflight`), makes certificates, makes Docker know the runtime wrapper
 //! (`runtime`), and has whichever of containerd, dockerd, etcd, server and agent does not answer started: by a small
 //! supervisor of ours, or by systemd where that is PID 1. Then it waits until the host is ready. It can be run again at any
-//! time: what runs is left alone, except a server and an agent whose binary has been replaced. Instances never notice.
+//! time: what runs is left alone, except what is ours and whose binary or configuration has changed. Instances never notice.
 //!
 //! `down` stops what `up` started, in the opposite order, and leaves instances running. `down --purge` removes all of ours.
 //!
@@ -29,14 +29,13 @@ mod systemd;
 use std::fs::File;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 
-use crate::auth::ca::Pki;
 use crate::config::{AgentConfig, ServerConfig, paths};
 pub use down::down;
 use process::{find, until};
@@ -90,7 +89,7 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     // A host of a cloud elsewhere has no CA.
     let mut ca_renewed = false;
     if plan.runs(Service::Server) {
-        ca_renewed = Pki::new(paths::PKI).ensure(SystemTime::now())?.ca;
+        ca_renewed = etcd::ensure_certificates(&plan.server.etcd)?.etcd_ca;
         etcd::write_etcdctl_env(&plan.server.etcd)
             .with_context(|| format!("cannot write {}", paths::ETCDCTL_ENV))?;
     }
@@ -116,7 +115,7 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
             state.save()?;
         }
     } else {
-        supervise_in_background().await?;
+        supervise_in_background(&plan).await?;
     }
     ready::wait(&plan, &agent.host, Duration::from_secs(args.timeout)).await?;
     eprintln!("Enoki is up: host {} is ready", agent.host);
@@ -162,8 +161,8 @@ async fn lock() -> anyhow::Result<Flock<File>> {
     bail!("another enoki up or down has held {} for ten minutes", paths::UP_LOCK)
 }
 
-/// Has a supervisor of the installed binary running, and server and agent of that binary under it.
-async fn supervise_in_background() -> anyhow::Result<()> {
+/// Has a supervisor of the installed binary running, and under it services of that binary and the present configuration.
+async fn supervise_in_background(plan: &Plan) -> anyhow::Result<()> {
     let binary = service::enoki_binary();
     if let Some(old) = find(supervisor::NAME)
         && old.outdated(&binary)
@@ -174,11 +173,11 @@ async fn supervise_in_background() -> anyhow::Result<()> {
         Some(running) => running.signal(Signal::SIGHUP)?,
         None => start_supervisor().await?,
     }
-    for service in [Service::Server, Service::Agent] {
+    for service in [Service::Etcd, Service::Server, Service::Agent] {
         if let Some(running) = find(service.name())
-            && running.outdated(&binary)
+            && let Some(why) = plan.outdated(service, &running)
         {
-            eprintln!("{}: replaced by the installed binary", service.name());
+            eprintln!("{}: started anew, {why}", service.name());
             running
                 .stop(service.stop_grace())
                 .await

@@ -11,7 +11,7 @@
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
@@ -133,6 +133,17 @@ impl Running {
         tokio::time::timeout(Duration::from_secs(10), self.ended()).await.map_err(|_| {
             std::io::Error::other(format!("process {} does not end even on SIGKILL", self.pid()))
         })
+    }
+
+    /// Whether the file was written after this process began. False where that cannot be told.
+    pub fn is_older_than(&self, file: &Path) -> bool {
+        // Clock ticks are hundredths of a second on every Linux that runs Docker (USER_HZ).
+        let since_boot = Duration::from_millis(self.identity.started * 10);
+        let up = std::fs::read_to_string("/proc/uptime").ok();
+        let up = up.and_then(|text| text.split(' ').next()?.parse().ok()).map(Duration::from_secs_f64);
+        let began = up.and_then(|up| SystemTime::now().checked_sub(up.checked_sub(since_boot)?));
+        let written = std::fs::metadata(file).and_then(|about| about.modified());
+        began.zip(written.ok()).is_some_and(|(began, written)| written > began)
     }
 
     /// Whether `binary` is now another program than the one this process runs. Compared by content where the inode differs:

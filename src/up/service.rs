@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::net::UnixStream;
 
+use super::process::Running;
 use super::{daemon_json, docker, etcd, process};
 use crate::config::{AgentConfig, ServerConfig, paths};
 
@@ -65,7 +66,7 @@ pub struct Plan {
     /// The unix socket that the agent will use.
     pub docker_socket: PathBuf,
     own_docker: bool,
-    /// This machine's agent has its server on this machine: so has `enoki up`. Else it is a host of a cloud elsewhere.
+    /// Where neither this machine's agent has its server here nor it has joined as a server, it is a host of a cloud elsewhere.
     own_server: bool,
 }
 
@@ -77,7 +78,8 @@ impl Plan {
     pub fn new(server: ServerConfig, agent: &AgentConfig) -> Self {
         let docker_socket = PathBuf::from(agent.docker.trim_start_matches("unix://"));
         let own_docker = docker_socket == Path::new(paths::DOCKER_SOCKET);
-        let own_server = agent.servers.iter().any(|server| server.starts_with("unix:"));
+        let own_server =
+            !server.one_machine || agent.servers.iter().any(|server| server.starts_with("unix:"));
         Self { server, docker_socket, own_docker, own_server }
     }
 
@@ -99,6 +101,25 @@ impl Plan {
             Service::Etcd => etcd::healthy(&self.server.etcd).await,
             Service::Server => connects(&self.server.api_socket).await,
             Service::Agent => agent_by_hand().is_some(),
+        }
+    }
+
+    /// Why a process of ours is to be started anew. None: it is what it would be.
+    pub fn outdated(&self, service: Service, running: &Running) -> Option<&'static str> {
+        const CONFIGURED: &str = "its configuration has changed";
+        let file = match service {
+            Service::Containerd | Service::Dockerd => return None,
+            Service::Etcd => {
+                let (_, wanted) = self.command(service);
+                let runs = process::arguments(running.pid()).into_iter().skip(1).map(OsString::from);
+                return (!runs.eq(wanted)).then_some(CONFIGURED);
+            }
+            Service::Server => paths::SERVER_TOML,
+            Service::Agent => paths::AGENT_TOML,
+        };
+        match running.outdated(&enoki_binary()) {
+            true => Some("another binary is installed"),
+            false => running.is_older_than(Path::new(file)).then_some(CONFIGURED),
         }
     }
 

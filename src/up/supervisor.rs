@@ -14,7 +14,7 @@
 
 use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::fcntl::{Flock, FlockArg};
@@ -27,8 +27,7 @@ use tracing::{info, warn};
 use super::backoff::Backoff;
 use super::process::{self, Identity, find, forget, register, until};
 use super::service::{Plan, Service, enoki_binary, log_file};
-use super::{folders, logs};
-use crate::auth::ca::Pki;
+use super::{etcd, folders, logs};
 use crate::config::paths;
 
 pub const NAME: &str = "supervisor";
@@ -214,17 +213,18 @@ async fn renew() {
 
 /// Renews what is near its end. etcd reads its leaf certificate at each handshake, its CA at its start only.
 pub async fn renew_certificates() -> anyhow::Result<()> {
-    if !Plan::load()?.runs(Service::Server) {
+    let plan = Plan::load()?;
+    if !plan.runs(Service::Server) {
         return Ok(());
     }
-    let renewed = tokio::task::spawn_blocking(|| Pki::new(paths::PKI).ensure(SystemTime::now())).await??;
+    let renewed = tokio::task::spawn_blocking(move || etcd::ensure_certificates(&plan.server.etcd)).await??;
     if !renewed.leaves.is_empty() {
         info!(certificates = renewed.leaves.join(", "), "renewed");
     }
-    if renewed.ca
+    if renewed.etcd_ca
         && let Some(etcd) = process::find(Service::Etcd.name())
     {
-        info!("the CA is renewed; etcd restarts to trust it");
+        info!("its CA is renewed; etcd restarts to trust it");
         etcd.stop(Service::Etcd.stop_grace()).await?;
     }
     Ok(())

@@ -65,10 +65,8 @@ pub async fn up(plan: &Plan) -> anyhow::Result<bool> {
         // A unit that failed long ago may be waiting out its start limit.
         let _ = systemctl(&["reset-failed", unit]).await;
         systemctl(&["enable", "--now", unit]).await?;
-        if service != Service::Etcd
-            && find(service.name()).is_some_and(|running| running.outdated(Path::new(paths::BINARY)))
-        {
-            eprintln!("{}: replaced by the installed binary", service.name());
+        if let Some(why) = find(service.name()).and_then(|running| plan.outdated(service, &running)) {
+            eprintln!("{}: started anew, {why}", service.name());
             systemctl(&["restart", unit]).await?;
         }
     }

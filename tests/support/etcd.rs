@@ -92,6 +92,7 @@ impl EtcdChild {
                 name: "test".into(),
                 data_dir: dir.path().join(format!("data-{attempt}")),
                 client: format!("127.0.0.1:{client}"),
+                elsewhere: None,
                 peer: format!("127.0.0.1:{peer}"),
                 tls: files.clone(),
                 quota_bytes: child::QUOTA_BYTES,

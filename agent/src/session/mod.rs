@@ -11,6 +11,7 @@
 pub mod outbox;
 pub mod socket;
 
+use crate::credentials;
 use crate::instance::fleet::Fleet;
 use crate::network::Underlay;
 use crate::streams::Streams;
@@ -96,6 +97,9 @@ impl Session {
             };
             let told = leader.is_some();
             self.dialer.move_on(leader);
+            if told {
+                self.be_known().await;
+            }
             let why = ended.err().map_or_else(String::new, |error| error.to_string());
             // A server that is away for an hour is one line.
             if why != last {
@@ -112,6 +116,14 @@ impl Session {
                 () = self.stop.cancelled() => return,
                 () = tokio::time::sleep(if told { AGAIN_FIRST } else { pause }) => {}
             }
+        }
+    }
+
+    /// A host that has come in by the socket of its own machine gets a certificate there before it has to go elsewhere.
+    async fn be_known(&self) {
+        let Hello { host, uid, labels, .. } = &self.hello;
+        if let Err(error) = credentials::join_here(&self.dialer, host, uid, labels).await {
+            tracing::warn!(%error, "this host has no certificate for the cloud's other servers");
         }
     }
 
@@ -177,9 +189,16 @@ impl Session {
             let silence = (*set_period.borrow() * SILENCE_PERIODS).max(SILENCE_MIN);
             let message = timeout(silence, next(source)).await.map_err(|_| Error::Silent)??;
             match message {
-                FromServer::Welcome { heartbeat_ms, .. } | FromServer::HeartbeatReply { heartbeat_ms } => {
+                FromServer::Welcome { heartbeat_ms, .. } => {
+                    set_period.send_replace(period(heartbeat_ms));
+                }
+                FromServer::HeartbeatReply { heartbeat_ms, servers } => {
                     let new = period(heartbeat_ms);
                     set_period.send_if_modified(|old| std::mem::replace(old, new) != new);
+                    if !servers.is_empty() {
+                        self.dialer.learn(servers);
+                        self.be_known().await;
+                    }
                 }
                 FromServer::Full { sequence: at, orders, tombstones } => {
                     self.fleet.full(orders, tombstones).await;
@@ -193,7 +212,7 @@ impl Session {
                     sequence = Some(to);
                 }
                 FromServer::Overlays { overlays } => self.fleet.overlays(overlays).await,
-                FromServer::Open { stream, request } => self.streams.open(stream, request),
+                FromServer::Open { stream, request, server } => self.streams.open(stream, request, server),
                 FromServer::Goodbye { reason, leader } => return Err(Error::Goodbye { reason, leader }),
             }
         }

@@ -4,6 +4,7 @@
 //! everything else goes where the session is.
 
 use crate::credentials::HostPki;
+use crate::ledger::file;
 use enoki_api::client::Client;
 use enoki_api::endpoint::{Authority, Endpoint, Io};
 use enoki_api::protocol::ARCHIVE_PATH;
@@ -11,7 +12,7 @@ use futures::TryStreamExt;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::AsyncRead;
@@ -46,14 +47,17 @@ pub struct Dialer {
 }
 
 struct Shared {
-    /// As configured: `unix:/PATH` or `https://HOST:PORT`.
-    servers: Vec<String>,
     pki: HostPki,
+    /// Where the servers that a leader told of are kept over the agent's end. None: nowhere.
+    learned: Option<PathBuf>,
     place: Mutex<Place>,
 }
 
-#[derive(Default)]
 struct Place {
+    /// As configured (`unix:/PATH` or `https://HOST:PORT`), then as learned.
+    servers: Vec<String>,
+    configured: usize,
+
     /// The server that is tried (or has the session) now.
     current: usize,
     /// Where a server that does not lead said that the leader is.
@@ -64,13 +68,57 @@ impl Dialer {
     /// # Panics
     /// When there is no server: the configuration has at least one.
     pub fn new(servers: Vec<String>, pki: HostPki) -> Self {
+        Self::make(servers, pki, None)
+    }
+
+    fn make(servers: Vec<String>, pki: HostPki, learned: Option<PathBuf>) -> Self {
         assert!(!servers.is_empty(), "an agent has a server to dial");
-        Dialer { shared: Arc::new(Shared { servers, pki, place: Mutex::default() }) }
+        let place = Place { configured: servers.len(), servers, current: 0, leader: None };
+        Dialer { shared: Arc::new(Shared { pki, learned, place: Mutex::new(place) }) }
+    }
+
+    /// The same, with what a leader told of before; what it tells from now on is kept in this file.
+    pub fn remembering(servers: Vec<String>, pki: HostPki, learned: &Path) -> Self {
+        let dialer = Self::make(servers, pki, Some(learned.to_owned()));
+        let before = std::fs::read_to_string(learned).unwrap_or_default();
+        dialer.learn(before.lines().map(str::to_owned).collect());
+        dialer
     }
 
     /// A dialer of a socket of this machine.
     pub fn unix(path: impl AsRef<Path>) -> Self {
         Self::new(vec![format!("unix:{}", path.as_ref().display())], HostPki::default())
+    }
+
+    /// Where all servers are reached, says the leader: they are tried when it is gone.
+    pub fn learn(&self, servers: Vec<String>) {
+        let mut place = self.place();
+        let configured = place.configured;
+        let fresh: Vec<String> =
+            servers.into_iter().filter(|server| !place.servers[..configured].contains(server)).collect();
+        if fresh == place.servers[configured..] {
+            return;
+        }
+        if let Some(path) = &self.shared.learned
+            && let Err(error) = file::write_bytes(path, fresh.join("\n").as_bytes())
+        {
+            tracing::warn!(%error, file = %path.display(), "the cloud's servers are not kept");
+        }
+        place.servers.truncate(configured);
+        place.servers.extend(fresh);
+        // Whoever is dialled now may have moved in the list; the session tells where it is.
+        place.current = place.current.min(configured - 1);
+    }
+
+    /// The unix socket of a server on this machine, and the credentials for the others, where the first is configured and
+    /// the second are missing.
+    pub fn without_credentials(&self) -> Option<(Endpoint, HostPki)> {
+        let place = self.place();
+        let socket = place.servers.iter().find_map(|server| server.strip_prefix("unix:"))?;
+        let elsewhere =
+            place.leader.is_some() || place.servers.iter().any(|server| !server.starts_with("unix:"));
+        let endpoint = Endpoint::unix(socket.strip_prefix("//").unwrap_or(socket));
+        (elsewhere && self.shared.pki.is_missing()).then(|| (endpoint, self.shared.pki.clone()))
     }
 
     fn place(&self) -> std::sync::MutexGuard<'_, Place> {
@@ -80,14 +128,14 @@ impl Dialer {
     /// The server that everything goes to now.
     pub fn server(&self) -> String {
         let place = self.place();
-        place.leader.clone().unwrap_or_else(|| self.shared.servers[place.current].clone())
+        place.leader.clone().unwrap_or_else(|| place.servers[place.current].clone())
     }
 
     /// The next dial goes where the leader is said to be, or, when nobody knows, to the next server.
     pub fn move_on(&self, leader: Option<String>) {
         let mut place = self.place();
         if leader.is_none() || leader == place.leader {
-            place.current = (place.current + 1) % self.shared.servers.len();
+            place.current = (place.current + 1) % place.servers.len();
             place.leader = None;
         } else {
             place.leader = leader;
@@ -111,15 +159,20 @@ impl Dialer {
         Client::new(endpoint, None).map_err(|error| Error::Credentials(error.to_string()))
     }
 
-    async fn connect(&self) -> Result<Box<dyn Io>, Error> {
-        let server = self.server();
-        let connected = self.endpoint(&server)?.connect().await;
-        connected.map_err(|source| Error::Connect { server, source })
+    async fn connect(&self, server: &str) -> Result<Box<dyn Io>, Error> {
+        let connected = self.endpoint(server)?.connect().await;
+        connected.map_err(|source| Error::Connect { server: server.to_owned(), source })
     }
 
     pub async fn websocket(&self, path: &str) -> Result<Socket, Error> {
+        self.websocket_to(None, path).await
+    }
+
+    /// At this server; None: where the session is.
+    pub async fn websocket_to(&self, server: Option<&str>, path: &str) -> Result<Socket, Error> {
+        let server = server.map_or_else(|| self.server(), str::to_owned);
         let dial = async {
-            let stream = self.connect().await?;
+            let stream = self.connect(&server).await?;
             let config = WebSocketConfig::default()
                 .max_message_size(Some(MESSAGE_MAX))
                 .max_frame_size(Some(MESSAGE_MAX));
@@ -128,7 +181,7 @@ impl Dialer {
                 .map_err(|error| Error::Handshake(Box::new(error)))?;
             Ok(socket)
         };
-        timeout(DIAL, dial).await.map_err(|_| Error::Late(self.server()))?
+        timeout(DIAL, dial).await.map_err(|_| Error::Late(server.clone()))?
     }
 }
 
@@ -137,7 +190,7 @@ impl crate::image::Archives for Dialer {
     /// The body comes as it is read: an archive of gigabytes never is in memory.
     async fn open(&self, digest: &str) -> io::Result<Box<dyn AsyncRead + Send + Unpin>> {
         let request = async {
-            let stream = self.connect().await.map_err(io::Error::other)?;
+            let stream = self.connect(&self.server()).await.map_err(io::Error::other)?;
             let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
                 .await
                 .map_err(io::Error::other)?;
@@ -180,5 +233,30 @@ mod tests {
         // Who was said to lead does not, and says so of itself: ask the others.
         assert_eq!(after(Some("https://c:7443")), "https://a:7443");
         assert_eq!(after(None), "https://b:7443");
+    }
+
+    #[test]
+    fn servers_that_a_leader_tells_of_are_tried_and_remembered() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("servers");
+        let dialer = || Dialer::remembering(vec!["https://a:7443".to_owned()], HostPki::default(), &file);
+        let first = dialer();
+        first.learn(["https://a:7443", "https://b:7443", "https://c:7443"].map(str::to_owned).to_vec());
+        let tried = |dialer: &Dialer| {
+            dialer.move_on(None);
+            dialer.server()
+        };
+        assert_eq!(
+            [tried(&first), tried(&first), tried(&first)],
+            ["https://b:7443", "https://c:7443", "https://a:7443"]
+        );
+        let next = dialer();
+        assert_eq!([next.server(), tried(&next)], ["https://a:7443", "https://b:7443"]);
+        next.learn(vec!["https://c:7443".to_owned()]);
+        assert_eq!(
+            [tried(&next), tried(&next)],
+            ["https://c:7443", "https://a:7443"],
+            "b has left the cloud"
+        );
     }
 }

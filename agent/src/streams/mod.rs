@@ -47,8 +47,8 @@ impl Streams {
         Streams { dialer, fleet, places: Arc::new(Semaphore::new(STREAMS)), stop }
     }
 
-    /// Dials the stream and serves the request on it, beside everything else.
-    pub fn open(&self, id: String, request: StreamRequest) {
+    /// Dials the stream, at `server` or where the session is, and serves the request on it, beside everything else.
+    pub fn open(&self, id: String, request: StreamRequest, server: Option<String>) {
         // An id becomes part of a URL.
         if !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
             tracing::warn!(id, "a stream's id is not one");
@@ -64,7 +64,7 @@ impl Streams {
             // Cancel-safe: a stream that is dropped is one whose connection ended.
             tokio::select! {
                 () = streams.stop.cancelled() => {}
-                result = streams.serve(&id, request) => {
+                result = streams.serve(&id, request, server.as_deref()) => {
                     if let Err(error) = result {
                         tracing::debug!(id, error, "a stream ended early");
                     }
@@ -73,9 +73,9 @@ impl Streams {
         });
     }
 
-    async fn serve(&self, id: &str, request: StreamRequest) -> Result<(), String> {
-        let socket =
-            self.dialer.websocket(&format!("{STREAM_PATH}/{id}")).await.map_err(|error| error.to_string())?;
+    async fn serve(&self, id: &str, request: StreamRequest, server: Option<&str>) -> Result<(), String> {
+        let path = format!("{STREAM_PATH}/{id}");
+        let socket = self.dialer.websocket_to(server, &path).await.map_err(|error| error.to_string())?;
         match request {
             StreamRequest::Exec { uid, command, tty, stdin, size, env } => {
                 let request = ExecRequest { command, env, tty, stdin, size };

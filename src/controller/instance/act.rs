@@ -106,6 +106,15 @@ impl SeenOwned<'_> {
 pub fn place(context: &Context, world: &Snapshot, row: &Row<InstanceSpec>) -> Result<Plan, (String, String)> {
     let instance = &row.object;
     let at = row.at();
+    // Asked here too: a server that does not lead knows of no orphans, and lets their names be taken.
+    if let Some((host, orphan)) = context.live.orphan_of(&at.0, &at.1)
+        && orphan.uid != instance.uid
+    {
+        let message = format!(
+            "an orphan on host {host} has this name; adopt it (`enoki adopt --orphans`), or choose another"
+        );
+        return Err(("orphaned".to_owned(), message));
+    }
     let mut claims = Vec::new();
     let mut nics = BTreeMap::new();
     for (name, nic) in &instance.spec.nics {

@@ -103,8 +103,7 @@ pub fn bury(txn: Txn, tombstone: &Tombstone) -> Result<Txn, Problem> {
 /// A name that an orphan has is held: the orphan may come back.
 fn refuse_orphaned(app: &App, instance: &Instance) -> Result<(), Problem> {
     let project = instance.project.as_deref().unwrap_or_default();
-    let holder = app.live.held_by_orphan(|orphan| orphan.project == project && orphan.name == instance.name);
-    match holder {
+    match app.live.orphan_of(project, &instance.name) {
         None => Ok(()),
         Some((host, orphan)) => Err(Problem::new(
             Code::AlreadyExists,

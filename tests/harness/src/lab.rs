@@ -1,7 +1,8 @@
 //! Several machines of one cloud: each a [`Cloud`] of its own, joined by a bridge in a namespace that is nobody's.
 //!
 //! Machine `hN` has the address `198.18.200.N` on the link `lab`. The first has etcd and a server; the others join it with
-//! a token, over TLS, as machines elsewhere would. Dropping the lab removes all of them.
+//! a token, over TLS, as machines elsewhere would: as hosts, or as servers that are hosts too. Dropping the lab removes all
+//! of them.
 
 use crate::{Cloud, eventually};
 use serde_json::json;
@@ -59,18 +60,32 @@ impl Lab {
         Lab { machines, _switch: switch }
     }
 
-    /// A running cloud of so many hosts, all ready.
+    /// A running cloud of so many hosts and one server, all ready.
     ///
     /// # Panics
     /// When a machine does not come up or does not join, with the logs.
     pub fn start(hosts: usize) -> Self {
+        Self::start_with(hosts, 1)
+    }
+
+    /// A running cloud of so many hosts, all ready; the first so many of them are servers as well.
+    ///
+    /// # Panics
+    /// When a machine does not come up or does not join, with the logs.
+    pub fn start_with(hosts: usize, servers: usize) -> Self {
         let lab = Self::bare(hosts);
-        let config = format!("listen = \"0.0.0.0:7443\"\nadvertise = [\"{}\"]\n", address(1));
+        let own = address(1);
+        let config =
+            format!("listen = \"0.0.0.0:7443\"\nadvertise = [\"{own}\"]\n\n[etcd]\nlisten = \"{own}\"\n");
         lab[0].write("/etc/enoki/server.toml", &config);
         lab[0].up();
-        let token = lab[0].enoki(&["host", "join-token"]).ok().text().to_owned();
-        for number in 1..hosts {
-            lab.join(number, &token, &[]);
+        let token = |kind: &str| lab[0].enoki(&[kind, "join-token"]).ok().text().to_owned();
+        for number in 1..servers {
+            lab.serve(number, &token("server"));
+            lab[number].up();
+        }
+        for number in servers..hosts {
+            lab.join(number, &token("host"), &[]);
             lab[number].up();
         }
         lab.ready(hosts);
@@ -85,6 +100,14 @@ impl Lab {
         for label in labels {
             words.extend(["--label", label]);
         }
+        self[number].enoki_with(&words, token, Duration::from_secs(30)).ok();
+    }
+
+    /// Makes a machine a server, with a token.
+    #[track_caller]
+    pub fn serve(&self, number: usize, token: &str) {
+        let (server, own) = (format!("https://{}:7443", address(1)), address(number + 1));
+        let words = ["server", "join", &server, "--advertise", &own];
         self[number].enoki_with(&words, token, Duration::from_secs(30)).ok();
     }
 

@@ -1,0 +1,115 @@
+//! What this server answers to other servers: as the leader it reaches the agents for them, and keeps the log of events for all.
+
+use super::{Dispatch, access, broker, join};
+use crate::auth::actor::Actor;
+use crate::peers::join::{Join, Joined};
+use crate::peers::{EVENTS_PATH, JOIN_PATH, Noted, OPEN_PATH, Open};
+use crate::state::Snapshot;
+use axum::extract::{DefaultBodyLimit, Request, State as Shared};
+use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Json, Router};
+use enoki_api::error::{Code, Problem};
+use enoki_api::identity::Identity;
+use enoki_api::object::check_name;
+use enoki_api::protocol::FromServer;
+use enoki_api::token::Role;
+
+/// The largest body: a batch of events.
+const BODY_MAX: usize = 1 << 20;
+
+pub fn router(dispatch: &Dispatch) -> Router<Dispatch> {
+    Router::new()
+        .route(OPEN_PATH, post(open))
+        .route(EVENTS_PATH, post(events))
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .layer(axum::middleware::from_fn_with_state(dispatch.clone(), only_servers))
+        // Who joins has no certificate yet, and shows a token instead.
+        .route(JOIN_PATH, post(enlist).layer(DefaultBodyLimit::max(BODY_MAX)))
+}
+
+/// PURE: whether this is a server of the cloud.
+pub fn is_server(snapshot: &Snapshot, identity: &Identity) -> bool {
+    matches!(identity, Identity::Server(name) if snapshot.servers.contains_key(name))
+}
+
+async fn only_servers(Shared(dispatch): Shared<Dispatch>, request: Request, next: Next) -> Response {
+    let actor = access::actor(&request);
+    match &actor {
+        Actor::Machine(identity) if is_server(&dispatch.state.snapshot(), identity) => {
+            next.run(request).await
+        }
+        _ => {
+            let problem = Problem::new(Code::Forbidden, "this is for the servers of this cloud");
+            access::refuse(&dispatch, &actor, request.uri().path(), &problem)
+        }
+    }
+}
+
+async fn enlist(
+    Shared(dispatch): Shared<Dispatch>,
+    headers: HeaderMap,
+    Json(wanted): Json<Join>,
+) -> Response {
+    let what = format!("join as server {}", wanted.name);
+    let handed = join::holder(&dispatch, &headers, Role::Server)
+        .and_then(|actor| Ok((actor, hand_over(&dispatch, &wanted)?)));
+    match handed {
+        Ok((actor, joined)) => {
+            dispatch.audit.note(&actor, &what, "done");
+            Json(joined).into_response()
+        }
+        Err(problem) => access::refuse(&dispatch, &Actor::Anonymous, &what, &problem),
+    }
+}
+
+fn hand_over(dispatch: &Dispatch, wanted: &Join) -> Result<Joined, Problem> {
+    check_name("name", &wanted.name)?;
+    if dispatch.state.snapshot().servers.contains_key(&wanted.name) {
+        return Err(Problem::new(Code::AlreadyExists, format!("there is a server {}", wanted.name))
+            .hint("join with another `--name`; or, where its machine is gone for good, `enoki server remove` it first"));
+    }
+    let config = &dispatch.config;
+    let etcd = config.etcd_elsewhere();
+    if etcd.is_empty() {
+        let problem =
+            Problem::new(Code::NotRunning, format!("etcd listens for server {} alone", config.name));
+        return Err(problem.hint(
+            "on its machine, set `listen` of `[etcd]` in /etc/enoki/server.toml to an address of it, and run `enoki up`",
+        ));
+    }
+    let internal = |error: &dyn std::fmt::Display| {
+        tracing::error!(%error, "what servers share could not be read");
+        Problem::new(Code::Internal, "what servers share could not be read")
+            .hint("the server's log tells more")
+    };
+    Ok(Joined {
+        authorities: dispatch.pki.authorities().map_err(|error| internal(&error))?,
+        seal_key: std::fs::read_to_string(&config.key_file).map_err(|error| internal(&error))?,
+        etcd,
+        pool: config.pool,
+        cpu_overcommit: config.cpu_overcommit,
+    })
+}
+
+async fn open(Shared(dispatch): Shared<Dispatch>, Json(wanted): Json<Open>) -> Response {
+    let Open { host, stream, server, request } = wanted;
+    let words = FromServer::Open { stream, request, server: Some(server) };
+    match broker::tell(&dispatch.live, &host, words).await {
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Err(error) => {
+            let problem = Problem::new(Code::HostUnreachable, error.to_string());
+            let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+            (status, Json(problem)).into_response()
+        }
+    }
+}
+
+async fn events(Shared(dispatch): Shared<Dispatch>, Json(noted): Json<Noted>) -> StatusCode {
+    for event in noted {
+        dispatch.events.take_in(event);
+    }
+    StatusCode::NO_CONTENT
+}
