@@ -7,7 +7,7 @@ use crate::cli::contexts::read_token;
 use crate::cli::server::JoinArgs;
 use crate::config::{ServerConfig, paths};
 use crate::controller;
-use crate::dispatch::{self, Broker, Dispatch, Events, Live};
+use crate::dispatch::{self, Broker, Dispatch, Events, Fanout, Live};
 use crate::http::{self, App, with_default_network};
 use crate::image::Archives;
 use crate::listen::{self, Serving, TlsListener, serve};
@@ -66,7 +66,9 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> anyhow::Resul
         audit.clone(),
         Fingerprint::of(&CertificateDer::from_pem_file(pki.ca()).context("the CA's certificate")?),
     );
+    let fanout = Fanout::default();
     let agents = dispatch::router(Dispatch {
+        fanout: fanout.clone(),
         state: state.clone(),
         store: store.clone(),
         live: live.clone(),
@@ -116,6 +118,10 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> anyhow::Resul
             },
             async {
                 peers::enlist(&state, &*store, &me, &stop).await;
+                Ok(())
+            },
+            async {
+                fanout.run(&state, &stop).await;
                 Ok(())
             },
             async {

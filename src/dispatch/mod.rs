@@ -3,6 +3,7 @@
 //! - [`access`] says who may speak for which host; [`join`] makes hosts of machines.
 //! - [`session`] speaks the protocol with one agent: a full set of orders, then deltas; reports come in.
 //! - [`orders`] is pure: a snapshot -> the orders of a host. [`overlays`]: who is where on the networks that span hosts.
+//! - [`Fanout`] wakes the sessions that a change concerns.
 //! - [`Live`] is what agents have said and nobody stores: reports, liveness, orphans. The controllers read it and
 //!   write what is worth keeping; the API shows it.
 //! - [`servers`] is what the leader does for other servers, which have no sessions.
@@ -11,6 +12,7 @@
 mod access;
 mod broker;
 mod events;
+mod fanout;
 mod join;
 mod live;
 pub mod orders;
@@ -21,5 +23,6 @@ mod socket;
 
 pub use broker::{Broker, StreamError};
 pub use events::Events;
+pub use fanout::Fanout;
 pub use live::{Dirty, HostView, Live, Windows};
 pub use socket::{Dispatch, router};

@@ -2,12 +2,11 @@
 
 use crate::auth::seal::Sealer;
 use crate::state::{At, Snapshot};
-use crate::store::keys::Key;
 use enoki_api::instance::{EnvValue, Tombstone, disk_uid};
 use enoki_api::object::Kind;
 use enoki_api::project;
 use enoki_api::protocol::{Archive, Order};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Every order for `host`.
 pub fn all(snapshot: &Snapshot, sealer: &Sealer, host: &str) -> Vec<Order> {
@@ -101,34 +100,4 @@ pub fn needs_archive(snapshot: &Snapshot, host: &str, digest: &str) -> bool {
 pub fn tombstones(snapshot: &Snapshot, host: &str) -> Vec<Tombstone> {
     let open = snapshot.open_tombstones().map(|entry| &entry.0);
     open.filter(|tombstone| tombstone.host.as_deref() == Some(host)).cloned().collect()
-}
-
-/// The instances whose order may have changed with these keys.
-pub fn touched(before: &Snapshot, after: &Snapshot, host: &str, keys: &[Key]) -> BTreeSet<At> {
-    let mut touched = BTreeSet::new();
-    for key in keys {
-        match key {
-            Key::Assignment { project, name } => {
-                touched.insert((project.clone(), name.clone()));
-            }
-            Key::Spec(object) => match (object.kind.parse(), &object.project) {
-                (Ok(Kind::Instance), Some(project)) => {
-                    touched.insert((project.clone(), object.name.clone()));
-                }
-                (Ok(Kind::Network | Kind::Volume | Kind::Secret | Kind::Image), Some(project)) => {
-                    // Images of the default project serve every project.
-                    let everywhere = project == project::DEFAULT && object.kind == Kind::Image.plural();
-                    let here = after.by_host.get(host).into_iter().flatten();
-                    touched.extend(here.filter(|at| everywhere || &at.0 == project).cloned());
-                }
-                _ => {}
-            },
-            _ => {}
-        }
-    }
-    let on = |snapshot: &Snapshot, at: &At| {
-        snapshot.assignments.get(at).is_some_and(|p| p.assignment.host == host)
-    };
-    touched.retain(|at| on(before, at) || on(after, at));
-    touched
 }

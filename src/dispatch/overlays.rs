@@ -40,6 +40,15 @@ pub fn one(snapshot: &Snapshot, host: &str, network: &At) -> Option<Overlay> {
     here.then(|| Overlay { network: object.uid.clone(), hosts, entries })
 }
 
+/// The hosts with an instance on a network.
+pub fn hosts(snapshot: &Snapshot, network: &At) -> BTreeSet<String> {
+    let placed = snapshot.claims(&network.0, &network.1).filter_map(|(_, claim)| {
+        let at = snapshot.by_uid.get(&claim.0.uid)?;
+        Some(snapshot.assignments.get(at)?.assignment.host.clone())
+    });
+    placed.collect()
+}
+
 /// The networks whose views may have changed with these keys.
 pub fn touched(before: &Snapshot, after: &Snapshot, keys: &[Key]) -> BTreeSet<At> {
     let mut touched = BTreeSet::new();

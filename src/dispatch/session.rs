@@ -7,9 +7,10 @@
 //! ```
 
 use super::access::{known, speaks_for};
+use super::fanout::News;
 use super::{Dispatch, orders, overlays};
 use crate::auth::actor::Actor;
-use crate::state::{At, Cursor};
+use crate::state::At;
 use axum::extract::ws::{Message, WebSocket};
 use enoki_api::instance::Tombstone;
 use enoki_api::object::Uid;
@@ -82,23 +83,23 @@ impl Session {
         let heartbeat_ms = || live.windows().heartbeat.as_millis() as u64;
         send(socket, &FromServer::Welcome { session: id.to_owned(), heartbeat_ms: heartbeat_ms() }).await?;
         let mut told = Vec::new();
-        let (mut sent, mut cursor) = self.full(socket, host, 0).await?;
+        let inbox = self.dispatch.fanout.inbox(host);
+        let mut sent = self.full(socket, host, 0).await?;
         loop {
-            // Cancel-safe: a cursor, a queue and a socket keep what they have not given.
+            // Cancel-safe: an inbox, a queue and a socket keep what they have not given.
             tokio::select! {
                 () = live.stepped_down() => return Err("this server leads no more"),
-                batches = cursor.next() => match batches {
-                    Err(_) => (sent, cursor) = self.full(socket, host, sent.sequence).await?,
-                    Ok(batches) => {
-                        if known(&state.snapshot(), &self.actor).is_err() {
-                            return Err("the host was deleted");
-                        }
-                        let networks = batches.iter().flat_map(|b| overlays::touched(&b.before, &b.after, &b.keys)).collect();
-                        let touched = batches.iter().flat_map(|b| orders::touched(&b.before, &b.after, host, &b.keys)).collect();
-                        self.delta(socket, host, &mut sent, touched).await?;
-                        self.overlays(socket, host, &mut sent, networks).await?;
+                news = inbox.next() => {
+                    if (news.host || news.all) && known(&state.snapshot(), &self.actor).is_err() {
+                        return Err("the host was deleted");
                     }
-                },
+                    if news.all {
+                        sent = self.full(socket, host, sent.sequence).await?;
+                    } else {
+                        self.delta(socket, host, &mut sent, &news).await?;
+                        self.overlays(socket, host, &mut sent, news.networks).await?;
+                    }
+                }
                 message = queue.recv() => match message {
                     Some(message) => send(socket, &message).await?,
                     None => return Err("a newer session replaced it"),
@@ -127,15 +128,9 @@ impl Session {
     }
 
     /// Everything anew.
-    async fn full(
-        &self,
-        socket: &mut WebSocket,
-        host: &str,
-        sequence: u64,
-    ) -> Result<(Sent, Cursor), &'static str> {
+    async fn full(&self, socket: &mut WebSocket, host: &str, sequence: u64) -> Result<Sent, &'static str> {
         let Dispatch { state, sealer, .. } = &self.dispatch;
         let snapshot = state.snapshot();
-        let cursor = state.follow(snapshot.revision);
         let orders = orders::all(&snapshot, sealer, host);
         let tombstones = orders::tombstones(&snapshot, host);
         let sent = Sent {
@@ -147,7 +142,7 @@ impl Session {
         send(socket, &FromServer::Full { sequence: sent.sequence, orders, tombstones }).await?;
         let overlays = sent.overlays.values().cloned().collect();
         self.tell_overlays(socket, host, overlays).await?;
-        Ok((sent, cursor))
+        Ok(sent)
     }
 
     /// The views of these networks, where they differ from what was sent.
@@ -197,26 +192,28 @@ impl Session {
         socket: &mut WebSocket,
         host: &str,
         sent: &mut Sent,
-        touched: BTreeSet<At>,
+        news: &News,
     ) -> Result<(), &'static str> {
         let Dispatch { state, sealer, .. } = &self.dispatch;
         let snapshot = state.snapshot();
         let mut orders = Vec::new();
-        for order in touched.iter().filter_map(|at| orders::order(&snapshot, sealer, at)) {
+        for order in news.instances.iter().filter_map(|at| orders::order(&snapshot, sealer, at)) {
             if order.assignment.host == host && sent.orders.get(order.uid()) != Some(&order) {
                 sent.orders.insert(order.uid().clone(), order.clone());
                 orders.push(order);
             }
         }
-        let open = orders::tombstones(&snapshot, host);
-        let fresh: Vec<Tombstone> =
-            open.iter().filter(|t| !sent.tombstones.contains(&t.uid)).cloned().collect();
-        let open: BTreeSet<Uid> = open.into_iter().map(|tombstone| tombstone.uid).collect();
-        // What was sent of an instance is kept until its tombstone is done.
-        for done in sent.tombstones.difference(&open) {
-            sent.orders.remove(done);
+        let mut fresh: Vec<Tombstone> = Vec::new();
+        if news.tombstones {
+            let open = orders::tombstones(&snapshot, host);
+            fresh.extend(open.iter().filter(|t| !sent.tombstones.contains(&t.uid)).cloned());
+            let open: BTreeSet<Uid> = open.into_iter().map(|tombstone| tombstone.uid).collect();
+            // What was sent of an instance is kept until its tombstone is done.
+            for done in sent.tombstones.difference(&open) {
+                sent.orders.remove(done);
+            }
+            sent.tombstones = open;
         }
-        sent.tombstones = open;
         if orders.is_empty() && fresh.is_empty() {
             return Ok(());
         }

@@ -2,7 +2,7 @@
 
 use super::access::{self, speaks_for};
 use super::session::Session;
-use super::{Broker, Events, Live, join, servers};
+use super::{Broker, Events, Fanout, Live, join, servers};
 use crate::auth::actor::Actor;
 use crate::auth::audit::Audit;
 use crate::auth::ca::Pki;
@@ -35,6 +35,7 @@ pub struct Dispatch {
     pub store: Arc<dyn Store>,
     pub live: Live,
     pub broker: Broker,
+    pub fanout: Fanout,
     pub events: Events,
     pub sealer: Arc<Sealer>,
     pub archives: Archives,
