@@ -1,7 +1,8 @@
 //! The store in memory: the same semantics as etcd for tests and simulations, and faults on demand.
 //!
 //! [`Memory::client`] gives another handle on the same data with faults of its own, as another server has its own
-//! connection to etcd. Nothing is durable.
+//! connection to etcd. Nothing is durable. Leases run out in the runtime that the store was made in, as etcd's do
+//! whatever becomes of the process that asked for them.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::{StreamExt, stream};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
@@ -49,6 +51,8 @@ pub struct Memory {
     advanced: watch::Sender<Revision>,
     link: Arc<watch::Sender<Link>>,
     faults: Arc<Mutex<VecDeque<Fault>>>,
+    /// Where leases run out.
+    home: Handle,
 }
 
 #[derive(Default)]
@@ -75,6 +79,9 @@ impl Default for Memory {
 
 impl Memory {
     /// An empty store at revision 1, where etcd begins too.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
     pub fn new() -> Memory {
         let core = Core { revision: 1, ..Core::default() };
         Memory {
@@ -82,6 +89,7 @@ impl Memory {
             core: Arc::new(Mutex::new(core)),
             link: Arc::new(watch::Sender::new(Link::Up)),
             faults: Arc::default(),
+            home: Handle::current(),
         }
     }
 
@@ -369,7 +377,7 @@ impl Ballot for Memory {
         let expires = Instant::now() + LEASE;
         core.leases.insert(id, Held { expires, keys: Vec::new() });
         drop(core);
-        tokio::spawn(expire(Arc::downgrade(&self.core), self.advanced.clone(), id, expires));
+        self.home.spawn(expire(Arc::downgrade(&self.core), self.advanced.clone(), id, expires));
         Ok(Lease { id, ttl: LEASE })
     }
 
