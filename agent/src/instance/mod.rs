@@ -43,6 +43,7 @@ use observed::{Action, Decision, Desired, Step, Trouble};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -94,11 +95,14 @@ impl Host {
         }
     }
 
-    /// Runs what blocks on the disk beside the tasks.
+    /// Runs what blocks on the disk beside the tasks; on a runtime of one thread, where nothing is beside, in its turn.
     pub async fn with_ledger<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Ledger) -> T + Send + 'static,
     ) -> Result<T, Failure> {
+        if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
+            return Ok(work(&self.ledger));
+        }
         let ledger = self.ledger.clone();
         tokio::task::spawn_blocking(move || work(&ledger))
             .await
