@@ -84,10 +84,12 @@ impl AgentConfig {
 pub struct Parts {
     pub runtime: Arc<dyn Runtime>,
     pub machine: Arc<dyn Machine>,
-    /// What the host has.
-    pub capacity: Capacity,
     /// `v1` or `v2`.
     pub cgroup: String,
+    /// What the host has, before anything is kept back.
+    pub capacity: Capacity,
+    /// The way to the servers.
+    pub dialer: Dialer,
 }
 
 /// What instances may have of what the host has.
@@ -102,13 +104,21 @@ fn left(has: Capacity, reserve: Capacity) -> Capacity {
 /// Runs the agent of the machine that it is on, until `stop`.
 pub async fn run(config: AgentConfig, stop: CancellationToken) -> anyhow::Result<()> {
     let machine = Linux::open(config.underlay).await.context("cannot take this host over")?;
-    let cgroup = machine.cgroup();
-    let runtime = Arc::new(Docker::new(&config.docker, enoki_helpers::RUNTIME, Deadlines::default()));
-    let capacity = limits::host::capacity().context("cannot tell what this host has")?;
-    run_with(config, Parts { runtime, machine: Arc::new(machine), capacity, cgroup }, stop).await
+    let parts = Parts {
+        runtime: Arc::new(Docker::new(&config.docker, enoki_helpers::RUNTIME, Deadlines::default())),
+        cgroup: machine.cgroup(),
+        machine: Arc::new(machine),
+        capacity: limits::host::capacity().context("cannot tell what this host has")?,
+        dialer: Dialer::remembering(
+            config.servers.clone(),
+            config.pki.clone(),
+            &config.identity.with_file_name("servers"),
+        ),
+    };
+    run_with(config, parts, stop).await
 }
 
-/// Runs the agent with these parts until `stop`.
+/// Runs the agent with these parts until `stop`. Servers are dialled as `parts` say.
 pub async fn run_with(config: AgentConfig, parts: Parts, stop: CancellationToken) -> anyhow::Result<()> {
     let uid = identity(&config.identity)?;
     let ledger = Arc::new(Ledger::load(&config.ledger)?);
@@ -119,8 +129,7 @@ pub async fn run_with(config: AgentConfig, parts: Parts, stop: CancellationToken
     let first = parts.runtime.health().await;
     let (docker_is, docker) = watch::channel(first.phase == HostPhase::Ready);
     outbox.set_health(first);
-    let dialer =
-        Dialer::remembering(config.servers, config.pki.clone(), &config.identity.with_file_name("servers"));
+    let dialer = parts.dialer;
     let host = Arc::new(Host::new(
         parts.runtime.clone(),
         parts.machine.clone(),

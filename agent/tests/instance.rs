@@ -16,6 +16,7 @@ use enoki_agent::runtime::simulated::{Call, Daemon, Simulated as Docker};
 use enoki_agent::runtime::{Container, ImageInfo, Runtime, State};
 use enoki_agent::session::outbox::Outbox;
 use enoki_agent::session::socket::Dialer;
+use enoki_api::host::Capacity;
 use enoki_api::instance::{Doomed, Phase, RunState, Tombstone};
 use enoki_api::object::{Object, Uid};
 use enoki_api::protocol::{
@@ -545,12 +546,14 @@ async fn a_session_from_hello_to_streams_to_the_next_session() {
     config.ledger = site.ledger();
     config.identity = site.dir.path().join("agent/uid");
     config.session = site.dir.path().join("agent.session");
-    let parts = || Parts {
+    let parts = |config: &AgentConfig| Parts {
         runtime: Arc::new(site.docker.clone()),
         machine: Arc::new(site.ground.clone()),
         cgroup: "v1".to_owned(),
+        capacity: Capacity::default(),
+        dialer: Dialer::new(config.servers.clone(), config.pki.clone()),
     };
-    let agent = tokio::spawn(run_with(config.clone(), parts(), stop.clone()));
+    let agent = tokio::spawn(run_with(config.clone(), parts(&config), stop.clone()));
 
     let mut peer = server.session().await;
     let order = order("web1");
@@ -642,7 +645,8 @@ async fn a_session_from_hello_to_streams_to_the_next_session() {
     agent.await.unwrap().unwrap();
     assert_eq!(site.docker.list().await.unwrap(), before);
     let stop = CancellationToken::new();
-    let agent = tokio::spawn(run_with(config, parts(), stop.clone()));
+    let parts = parts(&config);
+    let agent = tokio::spawn(run_with(config, parts, stop.clone()));
     let mut peer = server.session().await;
     let dead = vec![tombstone(&uid, Doomed::Instance), tombstone(&changed.disk, Doomed::Disk)];
     say(&mut peer, &FromServer::Full { sequence: 1, orders: vec![changed.clone()], tombstones: dead }).await;
@@ -679,13 +683,15 @@ async fn who_is_where_holds_without_a_server() {
     config.ledger = site.ledger();
     config.identity = site.dir.path().join("agent/uid");
     config.underlay.configured = Some([198, 18, 200, 1].into());
-    let parts = || Parts {
+    let parts = |config: &AgentConfig| Parts {
         runtime: Arc::new(site.docker.clone()),
         machine: Arc::new(site.ground.clone()),
         cgroup: "v1".to_owned(),
+        capacity: Capacity::default(),
+        dialer: Dialer::new(config.servers.clone(), config.pki.clone()),
     };
     let stop = CancellationToken::new();
-    let agent = tokio::spawn(run_with(config.clone(), parts(), stop.clone()));
+    let agent = tokio::spawn(run_with(config.clone(), parts(&config), stop.clone()));
     let (_, mut peer) = server.accept().await;
     let FromAgent::Hello(hello) = hear(&mut peer).await else { panic!("the first word is a hello") };
     assert_eq!(hello.address, config.underlay.configured);
@@ -718,7 +724,8 @@ async fn who_is_where_holds_without_a_server() {
     site.ground.world().overlays.clear();
     config.servers = vec![format!("unix:{}", site.dir.path().join("nobody.sock").display())];
     let stop = CancellationToken::new();
-    let agent = tokio::spawn(run_with(config, parts(), stop.clone()));
+    let parts = parts(&config);
+    let agent = tokio::spawn(run_with(config, parts, stop.clone()));
     becomes("the view from the ledger", || known().as_ref() == Some(&overlay)).await;
     stop.cancel();
     agent.await.unwrap().unwrap();

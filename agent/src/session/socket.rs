@@ -40,6 +40,13 @@ pub enum Error {
     Credentials(String),
 }
 
+/// A way to servers other than this machine's sockets and networks: a simulation's.
+#[async_trait::async_trait]
+pub trait Transport: Send + Sync + 'static {
+    /// `server` as it is configured, or as a server told it.
+    async fn connect(&self, server: &str) -> io::Result<Box<dyn Io>>;
+}
+
 /// Where to dial. Cheap to clone.
 #[derive(Clone)]
 pub struct Dialer {
@@ -50,6 +57,8 @@ struct Shared {
     pki: HostPki,
     /// Where the servers that a leader told of are kept over the agent's end. None: nowhere.
     learned: Option<PathBuf>,
+    /// None: sockets, and TLS with `pki`.
+    transport: Option<Box<dyn Transport>>,
     place: Mutex<Place>,
 }
 
@@ -68,18 +77,31 @@ impl Dialer {
     /// # Panics
     /// When there is no server: the configuration has at least one.
     pub fn new(servers: Vec<String>, pki: HostPki) -> Self {
-        Self::make(servers, pki, None)
+        Self::make(servers, pki, None, None)
     }
 
-    fn make(servers: Vec<String>, pki: HostPki, learned: Option<PathBuf>) -> Self {
+    /// Dials these servers by another way.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    pub fn over(servers: Vec<String>, transport: impl Transport) -> Self {
+        Self::make(servers, HostPki::default(), None, Some(Box::new(transport)))
+    }
+
+    fn make(
+        servers: Vec<String>,
+        pki: HostPki,
+        learned: Option<PathBuf>,
+        transport: Option<Box<dyn Transport>>,
+    ) -> Self {
         assert!(!servers.is_empty(), "an agent has a server to dial");
         let place = Place { configured: servers.len(), servers, current: 0, leader: None };
-        Dialer { shared: Arc::new(Shared { pki, learned, place: Mutex::new(place) }) }
+        Dialer { shared: Arc::new(Shared { pki, learned, transport, place: Mutex::new(place) }) }
     }
 
-    /// The same, with what a leader told of before; what it tells from now on is kept in this file.
+    /// As [`Self::new`], with what a leader told of before; what it tells from now on is kept in this file.
     pub fn remembering(servers: Vec<String>, pki: HostPki, learned: &Path) -> Self {
-        let dialer = Self::make(servers, pki, Some(learned.to_owned()));
+        let dialer = Self::make(servers, pki, Some(learned.to_owned()), None);
         let before = std::fs::read_to_string(learned).unwrap_or_default();
         dialer.learn(before.lines().map(str::to_owned).collect());
         dialer
@@ -160,7 +182,10 @@ impl Dialer {
     }
 
     async fn connect(&self, server: &str) -> Result<Box<dyn Io>, Error> {
-        let connected = self.endpoint(server)?.connect().await;
+        let connected = match &self.shared.transport {
+            Some(transport) => transport.connect(server).await,
+            None => self.endpoint(server)?.connect().await,
+        };
         connected.map_err(|source| Error::Connect { server: server.to_owned(), source })
     }
 
