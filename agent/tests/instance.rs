@@ -572,7 +572,11 @@ async fn a_session_from_hello_to_streams_to_the_next_session() {
         size: None,
         env: Default::default(),
     };
-    say(&mut peer, &FromServer::Open { stream: "a-1".to_owned(), request: exec(&["cat"], true) }).await;
+    say(
+        &mut peer,
+        &FromServer::Open { stream: "a-1".to_owned(), request: exec(&["cat"], true), server: None },
+    )
+    .await;
     let (at, mut stream) = server.accept().await;
     assert_eq!(at, "/agent/v1/streams/a-1");
     stream.send(Message::binary([&[Channel::Stdin as u8][..], b"hello"].concat())).await.unwrap();
@@ -580,7 +584,11 @@ async fn a_session_from_hello_to_streams_to_the_next_session() {
     assert_eq!(drain(&mut stream).await, ("hello".to_owned(), Exit { code: 0, error: None }));
     say(
         &mut peer,
-        &FromServer::Open { stream: "a-2".to_owned(), request: exec(&["sh", "-c", "exit 7"], false) },
+        &FromServer::Open {
+            stream: "a-2".to_owned(),
+            request: exec(&["sh", "-c", "exit 7"], false),
+            server: None,
+        },
     )
     .await;
     let (_, mut stream) = server.accept().await;
@@ -592,7 +600,11 @@ async fn a_session_from_hello_to_streams_to_the_next_session() {
         ("a-7", &["echo", "OCI runtime exec failed: not really"], (0, None)),
     ] {
         let said = words.strip_prefix(&["echo"]).map(|rest| format!("{}\n", rest.join(" ")));
-        say(&mut peer, &FromServer::Open { stream: id.to_owned(), request: exec(words, false) }).await;
+        say(
+            &mut peer,
+            &FromServer::Open { stream: id.to_owned(), request: exec(words, false), server: None },
+        )
+        .await;
         let (_, mut stream) = server.accept().await;
         let (code, error) = (exit.0, exit.1.map(str::to_owned));
         assert_eq!(drain(&mut stream).await, (said.unwrap_or_default(), Exit { code, error }));
@@ -605,10 +617,12 @@ async fn a_session_from_hello_to_streams_to_the_next_session() {
     let request =
         |follow| StreamRequest::Logs { uid: uid.clone(), follow, tail: None, since: None, timestamps: false };
     site.docker.set_daemon(Daemon::Down);
-    say(&mut peer, &FromServer::Open { stream: "a-3".to_owned(), request: request(false) }).await;
+    say(&mut peer, &FromServer::Open { stream: "a-3".to_owned(), request: request(false), server: None })
+        .await;
     let (_, mut stream) = server.accept().await;
     assert_eq!(drain(&mut stream).await.0, "one\n");
-    say(&mut peer, &FromServer::Open { stream: "a-4".to_owned(), request: request(true) }).await;
+    say(&mut peer, &FromServer::Open { stream: "a-4".to_owned(), request: request(true), server: None })
+        .await;
     let (_, mut stream) = server.accept().await;
     assert_eq!(stream.next().await.unwrap().unwrap().into_data()[1..], *b"one\n");
     let mut file = std::fs::OpenOptions::new().append(true).open(logs.join("current")).unwrap();
