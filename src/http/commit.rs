@@ -23,7 +23,8 @@ pub enum Done<N, W> {
     Written(W),
 }
 
-/// Commits what `plan` makes of the newest snapshot. After a good write this server's cache has seen it (bounded).
+/// Commits what `plan` makes of the newest snapshot. After a good write this server's cache has seen it; where it has not in
+/// time, that is told: an answer from an older view would deny what was written.
 /// Each plan must compare what it looked at, or a change in between is lost.
 pub async fn commit<N, W>(
     app: &App,
@@ -38,9 +39,16 @@ pub async fn commit<N, W>(
         };
         let outcome = app.store.txn(txn).await.map_err(|error| answer::from_store(&error))?;
         let (Outcome::Committed { revision } | Outcome::Conflict { revision, .. }) = outcome;
-        app.state.reached(revision, CATCH_UP).await;
-        if matches!(outcome, Outcome::Committed { .. }) {
-            return Ok(Done::Written(written));
+        let reached = app.state.reached(revision, CATCH_UP).await;
+        match outcome {
+            Outcome::Committed { .. } if reached => return Ok(Done::Written(written)),
+            Outcome::Committed { .. } => {
+                let message =
+                    format!("this is written, at revision {revision}, and this server has not seen it yet");
+                let hint = format!("read it in a moment, with ?at_least={revision}");
+                return Err(Problem::new(Code::StaleReplica, message).hint(hint));
+            }
+            Outcome::Conflict { .. } => {}
         }
     }
     Err(Problem::new(

@@ -147,10 +147,21 @@ impl Cloud {
         headers: &[(&str, &str)],
         body: Option<&[u8]>,
     ) -> Response {
-        match http::request(&self.path("/run/enoki/api.sock"), method, path, headers, body, REQUEST) {
+        match self.try_api(method, path, headers, body) {
             Ok(response) => response,
             Err(error) => panic!("{method} {path}: {error}{}", self.logs()),
         }
+    }
+
+    /// The same, for a server that may be away.
+    pub fn try_api(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<&[u8]>,
+    ) -> std::io::Result<Response> {
+        http::request(&self.path("/run/enoki/api.sock"), method, path, headers, body, REQUEST)
     }
 
     /// The process whose namespaces these are.

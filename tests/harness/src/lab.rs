@@ -115,7 +115,7 @@ impl Lab {
     #[track_caller]
     pub fn ready(&self, hosts: usize) {
         eventually(&format!("{hosts} hosts are ready"), Duration::from_secs(60), || {
-            let seen = self[0].api("GET", "/v1/hosts", None);
+            let seen = self[0].api("GET", "/v1/hosts?limit=1000", None);
             let items = seen.json["items"].as_array().cloned().unwrap_or_default();
             let ready = items.iter().filter(|host| host["status"]["phase"] == json!("ready"));
             if ready.count() == hosts { Ok(()) } else { Err(seen.body) }
