@@ -22,6 +22,7 @@ pub enum Code {
     Owned,
     Deleting,
     NotRunning,
+    HostReachable,
     QuotaExceeded,
     RevisionCompacted,
     TooLarge,
@@ -55,7 +56,7 @@ impl Code {
             NotFound => 404,
             MethodNotAllowed => 405,
             AlreadyExists | StaleRevision | AddressTaken | SegmentTaken | CidrTaken | InUse | Owned
-            | Deleting | NotRunning | QuotaExceeded | Undecodable => 409,
+            | Deleting | NotRunning | HostReachable | QuotaExceeded | Undecodable => 409,
             RevisionCompacted => 410,
             TooLarge => 413,
             UnknownField
@@ -90,6 +91,7 @@ impl Code {
             Owned => "Owned by another object",
             Deleting => "Being deleted",
             NotRunning => "Not running",
+            HostReachable => "The host answers",
             QuotaExceeded => "Over the quota",
             RevisionCompacted => "That revision is gone",
             TooLarge => "Too large",

@@ -504,6 +504,7 @@ macro_rules! choice {
         }
     };
 }
+pub(crate) use choice;
 
 choice!(
     /// What happens when the main process ends by itself.

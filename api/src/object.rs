@@ -23,11 +23,12 @@ pub enum Kind {
     Image,
     Instance,
     Token,
+    Operation,
     Event,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 9] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Host,
         Kind::Project,
         Kind::Network,
@@ -36,6 +37,7 @@ impl Kind {
         Kind::Image,
         Kind::Instance,
         Kind::Token,
+        Kind::Operation,
         Kind::Event,
     ];
 
@@ -49,6 +51,7 @@ impl Kind {
             Kind::Image => "image",
             Kind::Instance => "instance",
             Kind::Token => "token",
+            Kind::Operation => "operation",
             Kind::Event => "event",
         }
     }
@@ -63,6 +66,7 @@ impl Kind {
             Kind::Image => "images",
             Kind::Instance => "instances",
             Kind::Token => "tokens",
+            Kind::Operation => "operations",
             Kind::Event => "events",
         }
     }
@@ -70,7 +74,7 @@ impl Kind {
     /// Whether a project owns objects of this kind (the others belong to the cloud).
     pub fn in_project(self) -> bool {
         match self {
-            Kind::Host | Kind::Project | Kind::Token | Kind::Event => false,
+            Kind::Host | Kind::Project | Kind::Token | Kind::Operation | Kind::Event => false,
             Kind::Network | Kind::Volume | Kind::Secret | Kind::Image | Kind::Instance => true,
         }
     }

@@ -99,7 +99,8 @@ fn order(kind: Kind) -> u8 {
         Kind::Image => 5,
         Kind::Instance => 6,
         Kind::Token => 7,
-        Kind::Event => 8,
+        Kind::Operation => 8,
+        Kind::Event => 9,
     }
 }
 

@@ -9,7 +9,8 @@ use super::table::{self, age, decode, labels, size, text, word};
 use enoki_api::client::Target;
 use enoki_api::event::Event;
 use enoki_api::instance::{EnvValue, LimitsState, Phase};
-use enoki_api::{Host, Image, Instance, Kind, Labels, Network, Project, Secret, Token, Volume};
+use enoki_api::operation::Step;
+use enoki_api::{Host, Image, Instance, Kind, Labels, Network, Operation, Project, Secret, Token, Volume};
 use serde_json::Value;
 
 /// Shows all that is known of an object, with its events
@@ -66,6 +67,7 @@ async fn sheet(ctx: &Context, kind: Kind, name: &str, object: &Value) -> Result<
         Kind::Image => image_sheet(&mut sheet, &decode(object)?),
         Kind::Project => project_sheet(&mut sheet, &decode(object)?),
         Kind::Token => token_sheet(&mut sheet, &decode(object)?),
+        Kind::Operation => operation_sheet(&mut sheet, &decode(object)?),
         Kind::Event => {}
     }
     events(ctx, kind, name, &mut sheet).await;
@@ -315,6 +317,28 @@ fn token_sheet(sheet: &mut Sheet, token: &Token) {
     sheet.field("Projects", token.spec.projects.join(", "));
     let expires = token.spec.expires_at.map_or_else(|| "never".to_owned(), |at| at.to_string());
     sheet.field("Expires", if token.status.expired { format!("{expires}: expired") } else { expires });
+}
+
+fn operation_sheet(sheet: &mut Sheet, operation: &Operation) {
+    let (spec, status) = (&operation.spec, &operation.status);
+    let how = if spec.stop { ", stopping what cannot move" } else { "" };
+    sheet.field("Verb", format!("{} of host {}{how}", spec.verb, spec.host));
+    let cancelled = if spec.cancelled && !status.ended() { ", being cancelled" } else { "" };
+    sheet.field("Phase", format!("{}{cancelled}", status.phase));
+    sheet.maybe("Reason", &status.reason);
+    sheet.maybe("Message", &status.message);
+    sheet.field("Done", status.progress);
+    sheet.maybe("Ended", &status.ended_at);
+    if !status.journal.is_empty() {
+        sheet.heading("Journal");
+        let row = |step: &Step| {
+            vec![step.at.to_string(), step.what.to_string(), text(&step.instance), text(&step.message)]
+        };
+        let rows = status.journal.iter().map(row).collect();
+        for line in output::render(&["AT", "STEP", "INSTANCE", "MESSAGE"], rows, false).lines() {
+            sheet.text(line);
+        }
+    }
 }
 
 fn secret_sheet(sheet: &mut Sheet, secret: &Secret) {

@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// `KIND NAME...` or `KIND/NAME`.
 #[derive(clap::Args, Debug)]
 pub struct Named {
-    /// host, project, network, volume, secret, image, instance, event (or their plurals), or KIND/NAME
+    /// host, project, network, volume, secret, image, instance, token, operation, event (or their plurals), or KIND/NAME
     #[arg(value_name = "KIND[/NAME]")]
     kind: String,
     /// The names

@@ -5,10 +5,10 @@ use super::failure::Failure;
 use super::get::Named;
 use super::table;
 use super::wait::{WaitFlags, Waiting};
-use enoki_api::client::WriteOptions;
+use enoki_api::client::{Answer, WriteOptions};
 use enoki_api::instance::{Phase, RunState};
 use enoki_api::token::Role;
-use enoki_api::{Instance, Kind};
+use enoki_api::{Code, Instance, Kind};
 use serde_json::{Map, Value, json};
 use std::io::{self, BufRead, IsTerminal, Write};
 
@@ -130,7 +130,8 @@ Examples:
 pub struct Delete {
     #[command(flatten)]
     named: Named,
-    /// Kill an instance's programs instead of giving them their stop_grace to end
+    /// Kill an instance's programs instead of giving them their stop_grace to end, and do not wait for a host that does
+    /// not answer: it removes the instance (or volume) when it is back
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -145,8 +146,7 @@ pub async fn delete(ctx: &Context, args: Delete) -> Result<(), Failure> {
     delete_all(ctx, kind, &names, args.force, &args.wait).await
 }
 
-/// Asks for all deletions first and then waits for each, so that many take no longer than the slowest. By force the
-/// programs of an instance get no time to end; other kinds run nothing, and go the same way with and without.
+/// Asks for all deletions first and then waits for each, so that many take no longer than the slowest.
 pub async fn delete_all(
     ctx: &Context,
     kind: Kind,
@@ -162,12 +162,10 @@ pub async fn delete_all(
             Some(waiting) if names.len() == 1 => waiting.with_write("deleted"),
             _ => WriteOptions::default(),
         };
-        if force && kind == Kind::Instance {
-            let patch = json!({"spec": {"stop_grace": "0s"}});
-            let target = ctx.object(kind, name);
-            ctx.client.patch(target, &patch, &WriteOptions::default(), CALL).await?;
-        }
-        let answer = ctx.client.delete(ctx.object(kind, name), &options, CALL).await?;
+        let answer = match force {
+            true => delete_by_force(ctx, kind, name, &options).await?,
+            false => ctx.client.delete(ctx.object(kind, name), &options, CALL).await?,
+        };
         begun.push((name, answer));
     }
     for (name, answer) in begun {
@@ -182,6 +180,35 @@ pub async fn delete_all(
         }
     }
     Ok(())
+}
+
+/// A host that does not answer is not waited for; on one that does, an instance's programs get no time to end. Other
+/// kinds are on no host and run nothing: they go the same way with and without force.
+async fn delete_by_force(
+    ctx: &Context,
+    kind: Kind,
+    name: &str,
+    options: &WriteOptions,
+) -> Result<Answer, Failure> {
+    let target = ctx.object(kind, name);
+    if matches!(kind, Kind::Instance | Kind::Volume) {
+        let forced = ctx.client.delete(target.clone().flag("force", true), options, CALL).await;
+        match forced {
+            Err(error) if error.code() == Some(Code::HostReachable) => {}
+            answered => return Ok(answered?),
+        }
+    }
+    if kind == Kind::Instance {
+        let patch = json!({"spec": {"stop_grace": "0s"}});
+        let patched = ctx.client.patch(target.clone(), &patch, &WriteOptions::default(), CALL).await;
+        // One that is on its way out already only has to be waited for.
+        if let Err(error) = patched
+            && error.code() != Some(Code::Deleting)
+        {
+            return Err(error.into());
+        }
+    }
+    Ok(ctx.client.delete(target, options, CALL).await?)
 }
 
 /// Sets and removes labels
@@ -226,9 +253,14 @@ pub async fn label(ctx: &Context, args: Label) -> Result<(), Failure> {
 #[derive(clap::Subcommand, Debug)]
 pub enum HostCommand {
     /// Place nothing new on a host; what runs there goes on
-    Cordon { host: String },
+    Cordon {
+        host: String,
+    },
     /// Place on it again
-    Uncordon { host: String },
+    Uncordon {
+        host: String,
+    },
+    Drain(super::operation::Drain),
     /// Makes a token with which machines join as hosts, and prints it
     #[command(name = "join-token")]
     JoinToken {
@@ -239,13 +271,14 @@ pub enum HostCommand {
 }
 
 pub async fn host(ctx: &Context, command: HostCommand) -> Result<(), Failure> {
-    let (name, cordoned, done) = match &command {
+    let (name, cordoned, done) = match command {
         HostCommand::Cordon { host } => (host, true, "cordoned"),
         HostCommand::Uncordon { host } => (host, false, "uncordoned"),
-        HostCommand::JoinToken { ttl } => return super::token::join_token(ctx, Role::Host, *ttl).await,
+        HostCommand::Drain(args) => return super::operation::drain(ctx, args).await,
+        HostCommand::JoinToken { ttl } => return super::token::join_token(ctx, Role::Host, ttl).await,
     };
     let patch = json!({"spec": {"cordoned": cordoned}});
-    let target = ctx.object(Kind::Host, name);
+    let target = ctx.object(Kind::Host, &name);
     let answer = ctx.client.patch(target, &patch, &WriteOptions::default(), CALL).await?;
-    ctx.done(Kind::Host, name, done, &answer.body)
+    ctx.done(Kind::Host, &name, done, &answer.body)
 }

@@ -164,7 +164,7 @@ pub async fn resize(ctx: &Context, args: Resize) -> Result<(), Failure> {
                 waiting.pause(format!("{}; limits {}{why}", standing(&seen), limits.state)).await?;
             }
         }
-        object = waiting.look(ctx, &args.name).await?.unwrap_or(object);
+        object = waiting.look(ctx, Kind::Instance, &args.name).await?.unwrap_or(object);
     }
 }
 

@@ -116,6 +116,9 @@ fn document(body: Value) -> Result<Document, String> {
     if kind == Kind::Event {
         return Err("an event happens; it is not applied".into());
     }
+    if kind == Kind::Operation {
+        return Err("an operation is begun by its verb, as in `enoki host drain`; it is not applied".into());
+    }
     let project = text("project").map(str::to_owned);
     Ok(Document { kind, name, project, body })
 }

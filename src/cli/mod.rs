@@ -18,6 +18,7 @@ mod lifecycle;
 mod limits;
 mod logs;
 mod manifest;
+mod operation;
 mod output;
 mod plan;
 mod run;
@@ -38,7 +39,8 @@ use std::process::ExitCode;
 #[derive(Parser, Debug)]
 #[command(name = "enoki", version, propagate_version = true, disable_help_subcommand = true)]
 #[command(after_help = "\
-Kinds: host, project, network, volume, secret, image, instance, token, event; the plural is taken too.
+Kinds: host, project, network, volume, secret, image, instance, token, operation, event; the
+plural is taken too.
 Exit codes: 0 done, 1 failed, 2 called wrongly, 3 not done in time.
 
 Examples:
@@ -90,6 +92,8 @@ pub enum Command {
     #[command(subcommand)]
     Host(lifecycle::HostCommand),
     Server(server::ServerArgs),
+    #[command(subcommand)]
+    Operation(operation::OperationCommand),
     Adopt(adopt::Adopt),
     Login(contexts::Login),
     #[command(subcommand)]
@@ -168,6 +172,7 @@ async fn dispatch(cli: Cli, whole: clap::Command) -> Result<u8, Failure> {
             Some(command) => server::server(ctx, command).await?,
             None => return Err(Failure::usage("a server is run, not asked")),
         },
+        Command::Operation(command) => operation::operation(ctx, command).await?,
         Command::Adopt(args) => adopt::adopt(ctx, args).await?,
     }
     Ok(0)

@@ -5,7 +5,7 @@ use super::output::{self, Format};
 use enoki_api::event::Event;
 use enoki_api::host::HostPhase;
 use enoki_api::quantity::{Bytes, MilliCpu};
-use enoki_api::{Host, Image, Instance, Kind, Network, Project, Secret, Token, Volume};
+use enoki_api::{Host, Image, Instance, Kind, Network, Operation, Project, Secret, Token, Volume};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -23,6 +23,7 @@ pub fn show(kind: Kind, items: &[Value], format: Format) -> Result<(), Failure> 
         Kind::Image => rows(items, IMAGE, image)?,
         Kind::Project => rows(items, PROJECT, project)?,
         Kind::Token => rows(items, TOKEN, token)?,
+        Kind::Operation => rows(items, OPERATION, operation)?,
         Kind::Event => rows(items, EVENT, event)?,
     };
     let (narrow, extra) = header;
@@ -53,6 +54,7 @@ const IMAGE: Header = (&["NAME", "SIZE", "USED-BY", "AGE"], &["IMAGE-ID", "UID"]
 const PROJECT: Header =
     (&["NAME", "INSTANCES", "NETWORKS", "VOLUMES", "AGE"], &["DESCRIPTION", "LABELS", "UID"]);
 const TOKEN: Header = (&["NAME", "ROLE", "PROJECTS", "EXPIRES", "AGE"], &["LABELS", "UID"]);
+const OPERATION: Header = (&["NAME", "VERB", "HOST", "PHASE", "DONE", "REASON", "AGE"], &["MESSAGE", "UID"]);
 const EVENT: Header =
     (&["LAST-SEEN", "TYPE", "REASON", "OBJECT", "MESSAGE"], &["COUNT", "FIRST-SEEN", "PROJECT"]);
 
@@ -130,6 +132,21 @@ fn token(object: &Token) -> Vec<String> {
         expires,
         age(object.created_at),
         labels(&object.labels),
+        object.uid.to_string(),
+    ]
+}
+
+fn operation(object: &Operation) -> Vec<String> {
+    let (spec, status) = (&object.spec, &object.status);
+    vec![
+        object.name.clone(),
+        spec.verb.to_string(),
+        spec.host.clone(),
+        status.phase.to_string(),
+        status.progress.to_string(),
+        text(&status.reason),
+        age(object.created_at),
+        text(&status.message),
         object.uid.to_string(),
     ]
 }

@@ -90,13 +90,13 @@ impl Waiting {
                 Verdict::Waiting => failed = 0,
             }
             self.pause(standing(&seen)).await?;
-            object = self.look(ctx, &wanted.name).await?.unwrap_or(object);
+            object = self.look(ctx, Kind::Instance, &wanted.name).await?.unwrap_or(object);
         }
     }
 
-    /// The instance now. None: the server is away for the moment.
-    pub async fn look(&self, ctx: &Context, name: &str) -> Result<Option<Value>, Failure> {
-        match ctx.client.read(&ctx.object(Kind::Instance, name), CALL).await {
+    /// The object now. None: the server is away for the moment.
+    pub async fn look(&self, ctx: &Context, kind: Kind, name: &str) -> Result<Option<Value>, Failure> {
+        match ctx.client.read(&ctx.object(kind, name), CALL).await {
             Ok(answer) => Ok(Some(answer.body)),
             Err(client::Error::Problem(problem)) if problem.code != Code::StoreUnavailable => {
                 Err(client::Error::Problem(problem).into())

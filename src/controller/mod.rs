@@ -8,6 +8,7 @@
 mod gc;
 mod host;
 mod instance;
+mod operation;
 
 use crate::dispatch::{Events, Live};
 use crate::scheduler::Policy;
@@ -94,6 +95,7 @@ impl Leader {
         let mut fast = tokio::time::interval(FAST);
         let mut cursor = state.follow(state.snapshot().revision);
         instances.all();
+        operation::tend(self).await;
         loop {
             instances.work().await;
             // Cancel-safe: the cursor, the dirty sets and the running effects keep what they have not given.
@@ -103,6 +105,7 @@ impl Leader {
                         for batch in &batches {
                             instances.changed(batch.keys.iter());
                         }
+                        operation::tend(self).await;
                     }
                     Err(_) => {
                         cursor = state.follow(state.snapshot().revision);
@@ -124,6 +127,7 @@ impl Leader {
                 _ = fast.tick() => host::tend(self).await,
                 _ = slow.tick() => {
                     instances.all();
+                    operation::tend(self).await;
                     gc::sweep(self).await;
                 }
             }

@@ -71,6 +71,13 @@ pub trait Managed: Spec {
 
     fn delete(app: &App, snapshot: &Snapshot, row: &Row<Self>, txn: Txn) -> Result<(Txn, Deletion), Problem>;
 
+    /// Deletes without the host that would have to confirm it: all keys but the spec's go, tombstones stay open. None:
+    /// no host has to. Refused while the host answers.
+    fn force(_app: &App, _snapshot: &Snapshot, _row: &Row<Self>, _txn: Txn) -> Result<Option<Txn>, Problem> {
+        Err(Problem::invalid_field("force", format!("a {} is not deleted by force", Self::KIND))
+            .hint("instances and volumes on a lost host are"))
+    }
+
     /// What the maker is told of a new object and nobody ever again, in place of the usual answer.
     fn told_once(_made: &Object<Self>) -> Option<Object<Self>> {
         None
@@ -97,6 +104,11 @@ pub trait Managed: Spec {
     /// Its phase, for those who wait. None: this kind has none.
     fn phase(_object: &Object<Self>) -> Option<String> {
         None
+    }
+
+    /// Whether its phase is its last: nothing else is worth waiting for.
+    fn settled(_object: &Object<Self>) -> bool {
+        false
     }
 }
 
@@ -433,8 +445,9 @@ async fn delete<K: Managed>(
     path: Place,
     headers: HeaderMap,
     Extension(actor): Extension<Actor>,
-    params: Params,
+    mut params: Params,
 ) -> Answer {
+    let force = params.flag("force")?;
     let options = Options::take(actor, params)?;
     let at = place::<K>(&path);
     let expected = if_match(&headers)?;
@@ -443,12 +456,15 @@ async fn delete<K: Managed>(
         edit::expect(row, expected)?;
         edit::refuse_owned(row)?;
         let object = &row.object;
-        if object.deleted_at.is_some() {
-            return Ok(Step::Nothing(Ok(object.uid.clone())));
-        }
         let spec_key = key(Key::spec(K::KIND.plural(), object.project.as_deref(), &at.1))?;
         let txn = Txn::new().when_unchanged(spec_key.clone(), object.revision);
-        let (txn, deletion) = K::delete(&app, snapshot, row, txn)?;
+        let forced = if force { K::force(&app, snapshot, row, txn.clone())? } else { None };
+        let by_force = forced.is_some();
+        let (txn, deletion) = match forced {
+            Some(txn) => (txn, Deletion::Done),
+            None if object.deleted_at.is_some() => return Ok(Step::Nothing(Ok(object.uid.clone()))),
+            None => K::delete(&app, snapshot, row, txn)?,
+        };
         let mut marked = object.clone();
         marked.deleted_at = Some(Timestamp::now());
         if options.dry_run {
@@ -458,17 +474,19 @@ async fn delete<K: Managed>(
             Deletion::Done => txn.delete(spec_key),
             Deletion::Marked => txn.put(spec_key, row.encode(&marked)),
         };
-        Ok(Step::Write(txn, marked))
+        Ok(Step::Write(txn, (marked, by_force)))
     })
     .await?;
-    let marked = match planned {
+    let (marked, by_force) = match planned {
         Done::Nothing(Err(plan)) => return Ok(plan),
         Done::Nothing(Ok(uid)) => {
             return finish::<K>(&app, &at, &uid, StatusCode::ACCEPTED, options.wait).await;
         }
-        Done::Written(marked) => marked,
+        Done::Written(written) => written,
     };
-    app.events.note(&marked.key(), Some(&marked.uid), false, "deleting", "");
+    let how =
+        if by_force { "by force: its host does not answer, and removes it when it is back" } else { "" };
+    app.events.note(&marked.key(), Some(&marked.uid), by_force, "deleting", how);
     K::deleted(&app, &marked);
     let still_there = K::table(&app.state.snapshot()).at(&at).is_some_and(|now| now.object.uid == marked.uid);
     match options.wait {

@@ -11,6 +11,7 @@ use enoki_api::image::ImageSpec;
 use enoki_api::instance::InstanceSpec;
 use enoki_api::network::NetworkSpec;
 use enoki_api::object::{Kind, Owner, Spec};
+use enoki_api::operation::OperationSpec;
 use enoki_api::project::ProjectSpec;
 use enoki_api::secret::SecretSpec;
 use enoki_api::volume::VolumeSpec;
@@ -31,6 +32,7 @@ pub fn document() -> Value {
     document.kind::<SecretSpec>("Named values, sealed in the store and never shown again.");
     document.kind::<ImageSpec>("Bytes that were imported under a name.");
     document.kind::<InstanceSpec>("One VM-like container with a lasting name, address, disk and limits.");
+    document.kind::<OperationSpec>("A verb that outlives its request, with what it has done so far.");
     document.schema::<enoki_api::Problem>();
     document.schema::<Owner>();
     document.schema::<enoki_api::event::Event>();
@@ -146,7 +148,7 @@ impl Document {
         let mut path = json!({
             "parameters": place::<K>(true),
             "get": operation(&format!("get_{kind}"), "Read", &[], None, &[("200", Some(reference(name)), "The object")]),
-            "delete": operation(&format!("delete_{kind}"), "Delete", &edit(), None, &[("202", Some(reference(name)), "Being deleted"), ("200", Some(reference(name)), "Gone")]),
+            "delete": operation(&format!("delete_{kind}"), "Delete", &removal::<K>(), None, &[("202", Some(reference(name)), "Being deleted"), ("200", Some(reference(name)), "Gone")]),
         });
         if K::CHANGED_BY_USERS {
             let body = Some(reference(name));
@@ -194,6 +196,7 @@ impl Document {
             &answers,
         );
         self.paths.insert(at("rebuild"), json!({"parameters": place::<InstanceSpec>(true), "post": post}));
+        self.operations();
         let verdicts = json!({"type": "object", "properties": {"hosts": {"type": "array", "items": reference("Verdict")}}});
         self.get(
             &at("explain"),
@@ -317,6 +320,27 @@ impl Document {
         }
     }
 
+    /// The verbs that outlive their request, and how one is ended.
+    fn operations(&mut self) {
+        let operation_schema = reference("Operation");
+        let answers = [
+            ("202", Some(operation_schema.clone()), "Under way: the operation"),
+            ("200", Some(operation_schema), "It has the phase that was waited for"),
+        ];
+        let body = json!({"type": "object", "properties": {"stop": {"type": "boolean", "description": "Stop in place what cannot move."}}});
+        let about = "Cordon the host and empty it; one that runs is answered again";
+        let post = operation("drain_host", about, &edit(), Some(body), &answers);
+        self.paths.insert(
+            "/v1/hosts/{name}/drain".into(),
+            json!({"parameters": place::<HostSpec>(true), "post": post}),
+        );
+        let post = operation("cancel_operation", "Begin nothing more", &edit(), None, &answers);
+        self.paths.insert(
+            "/v1/operations/{name}/cancel".into(),
+            json!({"parameters": place::<OperationSpec>(true), "post": post}),
+        );
+    }
+
     fn get(
         &mut self,
         path: &str,
@@ -372,6 +396,19 @@ fn edit() -> Vec<Value> {
     let mut parameters = write();
     parameters.pop();
     parameters.push(json!({"name": "If-Match", "in": "header", "required": false, "description": "The revision it must still have.", "schema": {"type": "string"}}));
+    parameters
+}
+
+/// Of a deletion: what is on a host can go without it.
+fn removal<K: Spec>() -> Vec<Value> {
+    let mut parameters = edit();
+    if matches!(K::KIND, Kind::Instance | Kind::Volume) {
+        parameters.push(parameter(
+            "force",
+            "boolean",
+            "Do not wait for its host, which does not answer; 409 `host_reachable` when it does.",
+        ));
+    }
     parameters
 }
 

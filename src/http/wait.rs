@@ -29,6 +29,7 @@ pub async fn until<K: Managed>(app: &App, at: &At, uid: &Uid, done: StatusCode, 
             match &last {
                 None => return gone,
                 Some(object) if !gone && K::phase(object).as_ref() == Some(&wait.target) => return true,
+                Some(object) if !gone && K::settled(object) => return false,
                 Some(_) => {}
             }
             if cursor.next().await.is_err() {

@@ -7,10 +7,12 @@
 //! - Revisions never go back. When the store is away the last snapshot stays and says how old it is.
 
 mod follow;
+mod release;
 mod snapshot;
 mod table;
 
 pub use follow::feed;
+pub use release::{HOLD_DOWN, release};
 pub use snapshot::{Placed, Server, Snapshot};
 pub use table::{At, Row, Table, encode_new};
 

@@ -8,12 +8,14 @@ use enoki_api::image::ImageSpec;
 use enoki_api::instance::{AddressClaim, Assignment, InstanceSpec, InstanceStatus, Tombstone};
 use enoki_api::network::NetworkSpec;
 use enoki_api::object::{Kind, Object, Spec, Uid};
+use enoki_api::operation::{OperationSpec, OperationStatus};
 use enoki_api::project::ProjectSpec;
 use enoki_api::quantity::{Bytes, MilliCpu};
 use enoki_api::secret::SecretSpec;
 use enoki_api::token::TokenSpec;
 use enoki_api::volume::{VolumeSpec, VolumeStatus};
 use imbl::{OrdMap, OrdSet};
+use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -32,9 +34,12 @@ pub struct Snapshot {
     pub images: Table<ImageSpec>,
     pub instances: Table<InstanceSpec>,
     pub tokens: Table<TokenSpec>,
+    pub operations: Table<OperationSpec>,
     pub host_status: OrdMap<String, Arc<HostStatus>>,
     pub instance_status: OrdMap<At, Arc<InstanceStatus>>,
     pub volume_status: OrdMap<At, Arc<VolumeStatus>>,
+    /// With the revisions of their keys.
+    pub operation_status: OrdMap<String, Arc<(OperationStatus, Revision)>>,
     pub assignments: OrdMap<At, Arc<Placed>>,
     /// By project, network and address.
     pub addresses: OrdMap<(String, String, IpAddr), Arc<(AddressClaim, Revision)>>,
@@ -93,6 +98,15 @@ impl Snapshot {
         self.instances.at(self.by_uid.get(uid)?)
     }
 
+    /// The operations that have not ended, each with its status and the revision of that. None: nothing was done yet.
+    pub fn open_operations(
+        &self,
+    ) -> impl Iterator<Item = (&Arc<Row<OperationSpec>>, Option<&Arc<(OperationStatus, Revision)>>)> {
+        let all = self.operations.of(None);
+        all.map(|row| (row, self.operation_status.get(&row.object.name)))
+            .filter(|(_, status)| status.is_none_or(|status| !status.0.ended()))
+    }
+
     /// The tombstones that are still to be acted on, with the revisions of their keys.
     pub fn open_tombstones(&self) -> impl Iterator<Item = &Arc<(Tombstone, Revision)>> {
         self.open_tombstones.iter().filter_map(|uid| self.tombstones.get(uid))
@@ -109,6 +123,18 @@ impl Snapshot {
             .range(first..)
             .take_while(move |((p, n, _), _)| p == project && n == network)
             .map(|((_, _, address), claim)| (*address, claim))
+    }
+
+    /// Whether a claim keeps its address from automatic use: while its instance is there, in hold-down, and for as long
+    /// as a host that may come back has not confirmed that the instance is gone.
+    pub fn holds(&self, claim: &AddressClaim, now: Timestamp) -> bool {
+        let may_still_run = || {
+            let uid = claim.uid.as_str();
+            let tombstone = self.tombstones.get(uid).filter(|_| self.open_tombstones.contains(uid));
+            let host = tombstone.and_then(|entry| entry.0.host.as_deref());
+            host.is_some_and(|host| self.hosts.get("", host).is_some())
+        };
+        claim.held_until.is_none_or(|until| until > now) || may_still_run()
     }
 
     /// The keys of everything that watchers and controllers follow.
@@ -132,6 +158,7 @@ impl Snapshot {
             .chain(specs(&self.images))
             .chain(specs(&self.instances))
             .chain(specs(&self.tokens))
+            .chain(specs(&self.operations))
             .chain(assignments)
             .chain(tombstones)
     }
@@ -208,6 +235,7 @@ impl Snapshot {
             Ok(Kind::Secret) => row(&mut self.secrets, stored),
             Ok(Kind::Image) => row(&mut self.images, stored),
             Ok(Kind::Token) => row(&mut self.tokens, stored),
+            Ok(Kind::Operation) => row(&mut self.operations, stored),
             Ok(Kind::Instance) => {
                 let new = Row::<InstanceSpec>::decode(&stored.value, stored.mod_revision)?;
                 let at = new.at();
@@ -235,6 +263,10 @@ impl Snapshot {
             Ok(Kind::Volume) => {
                 self.volume_status.insert(at, Arc::new(decode(stored)?));
             }
+            Ok(Kind::Operation) => {
+                let status = (decode(stored)?, stored.mod_revision);
+                self.operation_status.insert(object.name.clone(), Arc::new(status));
+            }
             _ => {}
         }
         Ok(())
@@ -249,6 +281,7 @@ impl Snapshot {
                     Ok(Kind::Host) => drop(self.host_status.remove(&object.name)),
                     Ok(Kind::Instance) => drop(self.instance_status.remove(&at)),
                     Ok(Kind::Volume) => drop(self.volume_status.remove(&at)),
+                    Ok(Kind::Operation) => drop(self.operation_status.remove(&object.name)),
                     _ => {}
                 }
             }
@@ -276,6 +309,7 @@ impl Snapshot {
             Ok(Kind::Volume) => self.volumes.remove(&at),
             Ok(Kind::Secret) => self.secrets.remove(&at),
             Ok(Kind::Token) => self.tokens.remove(&at),
+            Ok(Kind::Operation) => self.operations.remove(&at),
             Ok(Kind::Image) => self.images.remove(&at),
             Ok(Kind::Instance) => {
                 if let Some(row) = self.instances.at(&at) {
@@ -358,6 +392,24 @@ impl Snapshot {
 
     pub fn seed_network(&mut self, network: Object<NetworkSpec>) {
         self.networks.seed(network);
+    }
+
+    pub fn seed_operation(&mut self, name: &str, ended_at: Option<Timestamp>) {
+        use enoki_api::operation::{OperationPhase, OperationVerb};
+        let (verb, host) = (OperationVerb::Drain, "h1".to_owned());
+        let spec = OperationSpec { verb, host, stop: false, cancelled: false };
+        self.operations.seed(Object::new(None, name, Default::default(), spec, Timestamp::UNIX_EPOCH));
+        let phase = if ended_at.is_some() { OperationPhase::Succeeded } else { OperationPhase::Running };
+        let status = OperationStatus { phase, ended_at, ..OperationStatus::default() };
+        self.operation_status.insert(name.to_owned(), Arc::new((status, 1)));
+    }
+
+    pub fn seed_tombstone(&mut self, tombstone: Tombstone) {
+        let uid = tombstone.uid.to_string();
+        if tombstone.buried_at.is_none() {
+            self.open_tombstones.insert(uid.clone());
+        }
+        self.tombstones.insert(uid, Arc::new((tombstone, 1)));
     }
 
     pub fn cordon(&mut self, host: &str) {

@@ -3,7 +3,7 @@
 use super::super::Context;
 use super::decide::Seen;
 use crate::scheduler::{self, Request};
-use crate::state::{At, Placed, Row, Snapshot};
+use crate::state::{At, Placed, Row, Snapshot, release};
 use crate::store::Txn;
 use crate::store::keys::Key;
 use enoki_api::instance::{
@@ -11,13 +11,10 @@ use enoki_api::instance::{
 };
 use enoki_api::object::Uid;
 use enoki_api::volume::VolumeStatus;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-
-/// An address is held this long after its instance is gone, against automatic use.
-const HOLD_DOWN: SignedDuration = SignedDuration::from_mins(5);
 
 /// A placement that was sent to the store, or is about to be.
 #[derive(Clone)]
@@ -170,8 +167,8 @@ fn free_address(
         }
         let replaces = match claims.get(&IpAddr::from(address)) {
             None => None,
-            Some(entry) if entry.0.held_until.is_some_and(|until| until <= now) => Some(entry.1),
-            Some(_) => continue,
+            Some(entry) if world.holds(&entry.0, now) => continue,
+            Some(entry) => Some(entry.1),
         };
         let orphaned = context.live.held_by_orphan(|orphan| {
             let nics = orphan.order.iter().flat_map(|order| order.assignment.nics.values());
@@ -211,6 +208,10 @@ pub fn transaction(
         }
         Some(Effect::Place(plan)) => {
             txn = txn.when_unchanged(spec_key, row.object.revision).when_absent(keys.assignment()?);
+            // As it was looked at: not cordoned, deleted or labelled otherwise since.
+            let host = snapshot.hosts.get("", &plan.assignment.host)?;
+            let host_key = Key::spec("hosts", None, &host.object.name).ok()?.to_string();
+            txn = txn.when_unchanged(host_key, host.object.revision);
             txn = txn.put(keys.assignment()?, json(&plan.assignment)?);
             for claim in &plan.claims {
                 let key = Key::address(project, &claim.network, claim.address.into()).ok()?.to_string();
@@ -248,20 +249,8 @@ fn finish(context: &Context, snapshot: &Snapshot, row: &Row<InstanceSpec>, now: 
     let at = row.at();
     let keys = Keys { project: &at.0, name: &at.1 };
     let uid = &row.object.uid;
-    let mut txn = Txn::new()
-        .when_unchanged(keys.spec()?, row.object.revision)
-        .delete(keys.spec()?)
-        .delete(keys.status()?)
-        .delete(keys.assignment()?);
-    for network in
-        row.object.spec.nics.values().map(|nic| &nic.network).collect::<std::collections::BTreeSet<_>>()
-    {
-        for (address, entry) in snapshot.claims(&at.0, network).filter(|(_, entry)| entry.0.uid == *uid) {
-            let key = Key::address(&at.0, network, address).ok()?.to_string();
-            let held = AddressClaim { held_until: Some(now + HOLD_DOWN), ..entry.0.clone() };
-            txn = txn.put(key, json(&held)?);
-        }
-    }
+    let txn = Txn::new().when_unchanged(keys.spec()?, row.object.revision).delete(keys.spec()?);
+    let mut txn = release(snapshot, &row.object, now, txn).ok()?;
     if let Some(entry) = snapshot.tombstones.get(uid.as_str()) {
         let key = Key::tombstone(uid.as_str()).ok()?.to_string();
         txn = match entry.0.host {

@@ -3,7 +3,7 @@
 use crate::http::App;
 use crate::http::objects::{Deletion, Managed, key};
 use crate::scheduler::{self, Request, Verdict};
-use crate::state::{At, Row, Snapshot, Table};
+use crate::state::{At, Row, Snapshot, Table, release};
 use crate::store::Txn;
 use crate::store::keys::Key;
 use enoki_api::error::{Code, Problem};
@@ -58,25 +58,24 @@ impl Managed for InstanceSpec {
     ) -> Result<(Txn, Deletion), Problem> {
         let instance = &row.object;
         let at = row.at();
-        let host = snapshot.assignments.get(&at).map(|placed| placed.assignment.host.clone());
-        let tombstone = |uid: Uid, what: Doomed| Tombstone {
-            uid,
-            what,
-            name: format!("{}/{}", at.0, at.1),
-            host: host.clone(),
-            created_at: Timestamp::now(),
-            buried_at: None,
-        };
-        // Whether it was placed must still be so when this is written: the tombstones name the host.
-        let assignment = key(Key::assignment(&at.0, &at.1))?;
-        let txn = match snapshot.assignments.get(&at) {
-            Some(placed) => txn.when_unchanged(assignment, placed.revision),
-            None => txn.when_absent(assignment),
-        };
-        let disk = disk_uid(&instance.uid, instance.spec.rebuild_count);
-        let txn = bury(txn, &tombstone(instance.uid.clone(), Doomed::Instance))?;
-        let txn = if host.is_some() { bury(txn, &tombstone(disk, Doomed::Disk))? } else { txn };
-        Ok((txn, Deletion::Marked))
+        let txn = while_placed_so(snapshot, &at, txn)?;
+        let host = snapshot.assignments.get(&at).map(|placed| placed.assignment.host.as_str());
+        Ok((doom(instance, host, txn)?, Deletion::Marked))
+    }
+
+    /// Its keys go at once, its addresses are held, and its tombstones wait for the host.
+    fn force(_app: &App, snapshot: &Snapshot, row: &Row<Self>, txn: Txn) -> Result<Option<Txn>, Problem> {
+        let instance = &row.object;
+        let at = row.at();
+        let Some(placed) = snapshot.assignments.get(&at) else { return Ok(None) };
+        let host = placed.assignment.host.as_str();
+        super::host::refuse_reachable(snapshot, host)?;
+        let mut txn = while_placed_so(snapshot, &at, txn)?;
+        if instance.deleted_at.is_none() {
+            txn = doom(instance, Some(host), txn)?;
+        }
+        let released = release(snapshot, instance, Timestamp::now(), txn);
+        Ok(Some(released.map_err(|error| Problem::new(Code::Internal, error.to_string()))?))
     }
 
     fn explain(app: &App, snapshot: &Snapshot, instance: &Object<Self>) -> Vec<Verdict> {
@@ -91,6 +90,30 @@ impl Managed for InstanceSpec {
             instance.status.observed_generation >= instance.generation || instance.deleted_at.is_some();
         Some(if seen { instance.status.phase.to_string() } else { "unobserved".to_owned() })
     }
+}
+
+/// Whether and where it is placed must still be so when this is written: tombstones name the host.
+fn while_placed_so(snapshot: &Snapshot, at: &At, txn: Txn) -> Result<Txn, Problem> {
+    let assignment = key(Key::assignment(&at.0, &at.1))?;
+    Ok(match snapshot.assignments.get(at) {
+        Some(placed) => txn.when_unchanged(assignment, placed.revision),
+        None => txn.when_absent(assignment),
+    })
+}
+
+/// Adds the orders to destroy an instance and, where it was placed, its root disk.
+fn doom(instance: &Instance, host: Option<&str>, txn: Txn) -> Result<Txn, Problem> {
+    let tombstone = |uid: Uid, what: Doomed| Tombstone {
+        uid,
+        what,
+        name: format!("{}/{}", instance.project.as_deref().unwrap_or_default(), instance.name),
+        host: host.map(str::to_owned),
+        created_at: Timestamp::now(),
+        buried_at: None,
+    };
+    let txn = bury(txn, &tombstone(instance.uid.clone(), Doomed::Instance))?;
+    let disk = disk_uid(&instance.uid, instance.spec.rebuild_count);
+    if host.is_some() { bury(txn, &tombstone(disk, Doomed::Disk)) } else { Ok(txn) }
 }
 
 /// Adds the order to destroy one thing.

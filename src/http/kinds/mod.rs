@@ -4,6 +4,7 @@ pub mod host;
 pub mod image;
 pub mod instance;
 pub mod network;
+pub mod operation;
 pub mod project;
 pub mod secret;
 pub mod token;
@@ -26,7 +27,9 @@ pub fn routes() -> Router<App> {
         .merge(of::<enoki_api::image::ImageSpec>())
         .merge(of::<enoki_api::instance::InstanceSpec>())
         .merge(of::<enoki_api::token::TokenSpec>())
+        .merge(of::<enoki_api::operation::OperationSpec>())
         .merge(image::routes())
+        .merge(operation::routes())
 }
 
 /// Refuses to delete what others use, and names them.

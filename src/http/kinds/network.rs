@@ -29,9 +29,7 @@ impl Managed for NetworkSpec {
         let gateway = u64::from(spec.gateway_address().is_some());
         let hosts = (1u64 << (32 - spec.cidr.prefix_len())).saturating_sub(2);
         let now = Timestamp::now();
-        let used = snapshot
-            .claims(project, &network.name)
-            .filter(|(_, c)| c.0.held_until.is_none_or(|until| until > now));
+        let used = snapshot.claims(project, &network.name).filter(|(_, entry)| snapshot.holds(&entry.0, now));
         network.status =
             NetworkStatus { addresses: hosts.saturating_sub(gateway), used: used.count() as u64 };
     }

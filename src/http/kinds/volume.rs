@@ -67,6 +67,24 @@ impl Managed for VolumeSpec {
             }
         }
     }
+
+    /// Its keys go at once; the tombstone of its data waits for the host.
+    fn force(app: &App, snapshot: &Snapshot, row: &Row<Self>, txn: Txn) -> Result<Option<Txn>, Problem> {
+        let at = row.at();
+        let Some(host) = snapshot.volume_status.get(&at).and_then(|status| status.host.clone()) else {
+            return Ok(None);
+        };
+        super::host::refuse_reachable(snapshot, &host)?;
+        let txn = match row.object.deleted_at {
+            // Its tombstone is there already.
+            Some(_) => txn.delete(key(Key::status("volumes", Some(&at.0), &at.1))?),
+            None => match Self::delete(app, snapshot, row, txn)? {
+                (txn, Deletion::Marked) => txn.delete(key(Key::status("volumes", Some(&at.0), &at.1))?),
+                (txn, Deletion::Done) => txn,
+            },
+        };
+        Ok(Some(txn))
+    }
 }
 
 fn users(snapshot: &Snapshot, volume: &Volume) -> Vec<String> {
