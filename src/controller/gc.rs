@@ -80,7 +80,7 @@ fn forgotten(snapshot: &Snapshot, now: Timestamp) -> Vec<(Key, Revision)> {
     let all = snapshot.operations.of(None).map(|row| &row.object);
     let ended = all.filter_map(|operation| {
         let stored = snapshot.operation_status.get(&operation.name)?;
-        Some((stored.0.ended_at.filter(|_| stored.0.ended())?, operation, stored.1))
+        Some((stored.status.ended_at.filter(|_| stored.status.ended())?, operation, stored.revision))
     });
     let mut ended: Vec<_> = ended.collect();
     ended.sort_by_key(|(at, operation, _)| (std::cmp::Reverse(*at), &operation.name));

@@ -38,8 +38,7 @@ pub struct Snapshot {
     pub host_status: OrdMap<String, Arc<HostStatus>>,
     pub instance_status: OrdMap<At, Arc<InstanceStatus>>,
     pub volume_status: OrdMap<At, Arc<VolumeStatus>>,
-    /// With the revisions of their keys.
-    pub operation_status: OrdMap<String, Arc<(OperationStatus, Revision)>>,
+    pub operation_status: OrdMap<String, Arc<Written>>,
     pub assignments: OrdMap<At, Arc<Placed>>,
     /// By project, network and address.
     pub addresses: OrdMap<(String, String, IpAddr), Arc<(AddressClaim, Revision)>>,
@@ -78,6 +77,13 @@ pub struct Placed {
     pub revision: Revision,
 }
 
+/// An operation's status and the revision of its key.
+#[derive(Clone, Debug)]
+pub struct Written {
+    pub status: OperationStatus,
+    pub revision: Revision,
+}
+
 impl Snapshot {
     /// An instance with its status.
     pub fn instance(&self, at: &At) -> Option<Object<InstanceSpec>> {
@@ -98,13 +104,10 @@ impl Snapshot {
         self.instances.at(self.by_uid.get(uid)?)
     }
 
-    /// The operations that have not ended, each with its status and the revision of that. None: nothing was done yet.
-    pub fn open_operations(
-        &self,
-    ) -> impl Iterator<Item = (&Arc<Row<OperationSpec>>, Option<&Arc<(OperationStatus, Revision)>>)> {
-        let all = self.operations.of(None);
-        all.map(|row| (row, self.operation_status.get(&row.object.name)))
-            .filter(|(_, status)| status.is_none_or(|status| !status.0.ended()))
+    /// The operations that have not ended.
+    pub fn open_operations(&self) -> impl Iterator<Item = &Arc<Row<OperationSpec>>> {
+        let written = |row: &Row<OperationSpec>| self.operation_status.get(&row.object.name);
+        self.operations.of(None).filter(move |row| written(row).is_none_or(|written| !written.status.ended()))
     }
 
     /// The tombstones that are still to be acted on, with the revisions of their keys.
@@ -264,8 +267,8 @@ impl Snapshot {
                 self.volume_status.insert(at, Arc::new(decode(stored)?));
             }
             Ok(Kind::Operation) => {
-                let status = (decode(stored)?, stored.mod_revision);
-                self.operation_status.insert(object.name.clone(), Arc::new(status));
+                let written = Written { status: decode(stored)?, revision: stored.mod_revision };
+                self.operation_status.insert(object.name.clone(), Arc::new(written));
             }
             _ => {}
         }
@@ -401,7 +404,7 @@ impl Snapshot {
         self.operations.seed(Object::new(None, name, Default::default(), spec, Timestamp::UNIX_EPOCH));
         let phase = if ended_at.is_some() { OperationPhase::Succeeded } else { OperationPhase::Running };
         let status = OperationStatus { phase, ended_at, ..OperationStatus::default() };
-        self.operation_status.insert(name.to_owned(), Arc::new((status, 1)));
+        self.operation_status.insert(name.to_owned(), Arc::new(Written { status, revision: 1 }));
     }
 
     pub fn seed_tombstone(&mut self, tombstone: Tombstone) {

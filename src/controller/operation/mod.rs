@@ -13,26 +13,26 @@
 mod drain;
 
 use super::Leader;
-use crate::state::{At, Row, Snapshot};
+use crate::state::{At, Row, Snapshot, Written};
 use crate::store::keys::Key;
-use crate::store::{Error, Revision, Txn};
+use crate::store::{Error, Txn};
 use drain::{Decision, Here, HostSeen, Seen, Stands};
 use enoki_api::host::HostPhase;
 use enoki_api::instance::{InstanceSpec, RunState};
-use enoki_api::operation::{OperationPhase, OperationSpec, OperationStatus, OperationVerb};
+use enoki_api::operation::{OperationPhase, OperationSpec, OperationVerb};
 use jiff::Timestamp;
-use std::sync::Arc;
 
 /// Carries every operation one step on that can be.
 pub(super) async fn tend(leader: &Leader) {
     let snapshot = leader.context.state.snapshot();
-    for (row, stored) in snapshot.open_operations() {
+    for row in snapshot.open_operations() {
+        let stored = snapshot.operation_status.get(&row.object.name).map(|stored| &**stored);
         let decision = match row.object.spec.verb {
             OperationVerb::Drain => drain::decide(&seen(&snapshot, row, stored)),
             // Of a newer version: its leader's to carry on.
             OperationVerb::Unknown => continue,
         };
-        if stored.is_some_and(|stored| stored.0 == decision.status) {
+        if stored.is_some_and(|stored| stored.status == decision.status) {
             continue;
         }
         let txn = match transaction(&snapshot, row, stored, &decision) {
@@ -54,9 +54,7 @@ pub(super) async fn tend(leader: &Leader) {
     }
 }
 
-type Stored = Arc<(OperationStatus, Revision)>;
-
-fn seen<'a>(snapshot: &Snapshot, row: &'a Row<OperationSpec>, stored: Option<&'a Stored>) -> Seen<'a> {
+fn seen<'a>(snapshot: &Snapshot, row: &'a Row<OperationSpec>, stored: Option<&'a Written>) -> Seen<'a> {
     let spec = &row.object.spec;
     let host = snapshot.hosts.get("", &spec.host).map(|host| HostSeen {
         cordoned: host.object.spec.cordoned,
@@ -70,7 +68,13 @@ fn seen<'a>(snapshot: &Snapshot, row: &'a Row<OperationSpec>, stored: Option<&'a
         let instance = snapshot.instance(at)?;
         Some(Here { name: name(at), stands: Stands::of(&instance), at: at.clone() })
     });
-    Seen { now: Timestamp::now(), spec, status: stored.map(|stored| &stored.0), host, here: here.collect() }
+    Seen {
+        now: Timestamp::now(),
+        spec,
+        status: stored.map(|stored| &stored.status),
+        host,
+        here: here.collect(),
+    }
 }
 
 fn name(at: &At) -> String {
@@ -81,14 +85,14 @@ fn name(at: &At) -> String {
 fn transaction(
     snapshot: &Snapshot,
     row: &Row<OperationSpec>,
-    stored: Option<&Stored>,
+    stored: Option<&Written>,
     decision: &Decision,
 ) -> Result<Txn, Error> {
     let operation = &row.object;
     let status = Key::status("operations", None, &operation.name)?;
     let txn = Txn::new().when_unchanged(Key::spec("operations", None, &operation.name)?, operation.revision);
     let mut txn = match stored {
-        Some(stored) => txn.when_unchanged(status.clone(), stored.1),
+        Some(stored) => txn.when_unchanged(status.clone(), stored.revision),
         None => txn.when_absent(status.clone()),
     };
     for at in &decision.stop {

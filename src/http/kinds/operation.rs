@@ -39,7 +39,7 @@ impl Managed for OperationSpec {
 
     fn present(_app: &App, snapshot: &Snapshot, operation: &mut Object<Self>) {
         if let Some(stored) = snapshot.operation_status.get(&operation.name) {
-            operation.status = stored.0.clone();
+            operation.status = stored.status.clone();
         }
     }
 
@@ -50,10 +50,11 @@ impl Managed for OperationSpec {
         _new: &mut Object<Self>,
         txn: Txn,
     ) -> Result<Txn, Problem> {
-        match snapshot.operation_status.get(&old.object.name).filter(|stored| stored.0.ended()) {
-            Some(stored) if !old.object.spec.cancelled => {
-                Err(Problem::new(Code::NotRunning, format!("{} has ended: {}", old.place(), stored.0.phase)))
-            }
+        match snapshot.operation_status.get(&old.object.name).filter(|stored| stored.status.ended()) {
+            Some(stored) if !old.object.spec.cancelled => Err(Problem::new(
+                Code::NotRunning,
+                format!("{} has ended: {}", old.place(), stored.status.phase),
+            )),
             Some(_) | None => Ok(txn),
         }
     }
@@ -65,7 +66,7 @@ impl Managed for OperationSpec {
         txn: Txn,
     ) -> Result<(Txn, Deletion), Problem> {
         let name = &row.object.name;
-        if snapshot.operation_status.get(name).is_none_or(|stored| !stored.0.ended()) {
+        if snapshot.operation_status.get(name).is_none_or(|stored| !stored.status.ended()) {
             return Err(Problem::new(Code::InUse, format!("{} has not ended", row.place()))
                 .hint(format!("`enoki operation cancel {name}` ends it")));
         }
@@ -83,10 +84,8 @@ impl Managed for OperationSpec {
 
 /// The drain of this host that has not ended.
 pub fn drain_of<'a>(snapshot: &'a Snapshot, host: &str) -> Option<&'a Operation> {
-    let open = snapshot.open_operations().map(|(row, _)| &row.object);
-    let drain =
-        |operation: &&Operation| operation.spec.verb == OperationVerb::Drain && operation.spec.host == host;
-    open.filter(drain).next()
+    let mut open = snapshot.open_operations().map(|row| &row.object);
+    open.find(|operation| operation.spec.verb == OperationVerb::Drain && operation.spec.host == host)
 }
 
 #[derive(Default, Deserialize)]
