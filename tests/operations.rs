@@ -93,7 +93,9 @@ fn begin(cloud: &Cloud) -> String {
     let name = begun.text().strip_prefix("operation/").expect("operation/NAME").to_owned();
     eventually("it has told some to stop", SOON, || {
         let seen = operation(cloud, &name);
-        if noted(&seen, "stopping").is_empty() { Err(seen.to_string()) } else { Ok(()) }
+        let told = noted(&seen, "stopping").len();
+        assert!(told < SLOW.len(), "not all at once: {seen}");
+        if told == 0 { Err(seen.to_string()) } else { Ok(()) }
     });
     name
 }
