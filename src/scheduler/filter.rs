@@ -1,7 +1,7 @@
 //! Why a host does not fit. Each check stands alone and says all that is in the way, not just the first.
 
 use super::{Policy, Request};
-use crate::state::Snapshot;
+use crate::state::{At, Snapshot};
 use enoki_api::host::{Host, HostPhase, HostStatus};
 use enoki_api::instance::Assignment;
 use enoki_api::quantity::{Bytes, MilliCpu};
@@ -29,10 +29,16 @@ impl Reason {
     }
 }
 
-/// All checks of one host.
-pub fn check(snapshot: &Snapshot, host: &Host, request: Request<'_>, policy: &Policy) -> Verdict {
+/// All checks of one host. `together` are placed with the request: their labels count, known to the snapshot or not.
+pub fn check(
+    snapshot: &Snapshot,
+    host: &Host,
+    request: Request<'_>,
+    together: &[Request<'_>],
+    policy: &Policy,
+) -> Verdict {
     let mut reasons = readiness(snapshot, host);
-    reasons.extend(labels(snapshot, host, request));
+    reasons.extend(labels(snapshot, host, request, together));
     reasons.extend(volumes(snapshot, host, request));
     reasons.extend(capacity(snapshot, host, request, policy));
     Verdict { host: host.name.clone(), fits: reasons.is_empty(), reasons }
@@ -55,7 +61,7 @@ fn readiness(snapshot: &Snapshot, host: &Host) -> Vec<Reason> {
     reasons
 }
 
-fn labels(snapshot: &Snapshot, host: &Host, request: Request<'_>) -> Vec<Reason> {
+fn labels(snapshot: &Snapshot, host: &Host, request: Request<'_>, together: &[Request<'_>]) -> Vec<Reason> {
     let mut reasons = Vec::new();
     let has = |rule: &str| {
         rule.split_once('=').is_some_and(|(key, value)| host.labels.get(key).is_some_and(|v| v == value))
@@ -72,7 +78,7 @@ fn labels(snapshot: &Snapshot, host: &Host, request: Request<'_>) -> Vec<Reason>
                 format!("{} has the label {rule}, which is avoided", host.name),
             ));
         }
-        if let Some(neighbour) = neighbour_with(snapshot, &host.name, request, rule) {
+        if let Some(neighbour) = neighbour_with(snapshot, &host.name, request, together, rule) {
             let message = format!("{neighbour} on {} has the label {rule}, which is avoided", host.name);
             reasons.push(Reason::new("anti_affinity", message));
         }
@@ -81,25 +87,29 @@ fn labels(snapshot: &Snapshot, host: &Host, request: Request<'_>) -> Vec<Reason>
 }
 
 /// An instance of the same project on `host` that carries the label.
-fn neighbour_with(snapshot: &Snapshot, host: &str, request: Request<'_>, rule: &str) -> Option<String> {
+fn neighbour_with(
+    snapshot: &Snapshot,
+    host: &str,
+    request: Request<'_>,
+    together: &[Request<'_>],
+    rule: &str,
+) -> Option<String> {
     let (key, value) = rule.split_once('=')?;
+    let labels = |at: &At| match together.iter().find(|member| member.at == at) {
+        Some(member) => Some(member.labels),
+        None => snapshot.instances.at(at).map(|row| &row.object.labels),
+    };
     let here = snapshot.by_host.get(host)?;
     here.iter()
         .filter(|at| at.0 == request.at.0 && *at != request.at)
-        .filter_map(|at| snapshot.instances.at(at))
-        .find(|row| row.object.labels.get(key).is_some_and(|v| v == value))
-        .map(|row| row.object.name.clone())
+        .find(|at| labels(at).is_some_and(|labels| labels.get(key).is_some_and(|v| v == value)))
+        .map(|at| at.1.clone())
 }
 
 fn volumes(snapshot: &Snapshot, host: &Host, request: Request<'_>) -> Vec<Reason> {
     let mut reasons = Vec::new();
     for mount in request.spec.mounts.values() {
-        let at = (request.at.0.clone(), mount.volume.clone());
-        let elsewhere = snapshot
-            .volume_status
-            .get(&at)
-            .and_then(|status| status.host.as_ref())
-            .filter(|h| **h != host.name);
+        let elsewhere = snapshot.volume_host(&request.at.0, &mount.volume).filter(|h| **h != host.name);
         if let Some(elsewhere) = elsewhere {
             reasons
                 .push(Reason::new("volume_elsewhere", format!("volume {} is on {elsewhere}", mount.volume)));

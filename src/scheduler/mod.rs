@@ -1,4 +1,4 @@
-//! PURE: an instance and a snapshot -> a host, or the reasons why not.
+//! PURE: an instance (or several that go together) and a snapshot -> a host for each, or the reasons why not.
 //!
 //! Three steps, each a list of small functions: [`filter`] says for every host why it does not fit, [`score`] orders
 //! those that do, [`grant`] is what the instance gets there. There is no clock, no randomness and no I/O: ties are
@@ -11,9 +11,14 @@ mod score;
 
 pub use filter::{Reason, Verdict};
 
-use crate::state::{At, Snapshot};
-use enoki_api::instance::{InstanceSpec, Resources};
-use enoki_api::object::Labels;
+use crate::state::{At, Placed, Snapshot};
+use enoki_api::instance::{Assignment, InstanceSpec, Resources};
+use enoki_api::object::{Labels, Uid};
+use enoki_api::volume::VolumeStatus;
+use std::borrow::Cow;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 /// How much more may be granted than a host has.
 #[derive(Clone, Copy, Debug)]
@@ -38,17 +43,89 @@ pub struct Request<'a> {
 
 /// For every host, whether the instance fits there and every reason why not. In order of name.
 pub fn explain(snapshot: &Snapshot, request: Request<'_>, policy: &Policy) -> Vec<Verdict> {
-    snapshot.hosts.of(None).map(|host| filter::check(snapshot, &host.object, request, policy)).collect()
+    explain_beside(snapshot, request, &[], policy)
+}
+
+fn explain_beside(
+    snapshot: &Snapshot,
+    request: Request<'_>,
+    together: &[Request<'_>],
+    policy: &Policy,
+) -> Vec<Verdict> {
+    let hosts = snapshot.hosts.of(None);
+    hosts.map(|host| filter::check(snapshot, &host.object, request, together, policy)).collect()
 }
 
 /// The host to place on. Err: for every host, why not.
 pub fn place(snapshot: &Snapshot, request: Request<'_>, policy: &Policy) -> Result<String, Vec<Verdict>> {
-    let verdicts = explain(snapshot, request, policy);
-    let fitting = verdicts.iter().filter(|verdict| verdict.fits);
-    match fitting.min_by_key(|verdict| score::of(snapshot, &verdict.host, request)) {
-        Some(best) => Ok(best.host.clone()),
-        None => Err(verdicts),
+    match gang(snapshot, &[request], policy) {
+        Ok(hosts) => hosts.into_iter().next().ok_or_else(Vec::new),
+        Err(refused) => Err(refused.verdicts),
     }
+}
+
+/// The member of a gang that found no host beside the others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refused {
+    /// Its place among the requests.
+    pub member: usize,
+    /// For every host, why not.
+    pub verdicts: Vec<Verdict>,
+}
+
+/// A host for each of these instances, in their order: for all or for none. What is hardest to place goes first, and
+/// each counts for those after it. No search: where hosts are nearly full, it may refuse what another order would fit.
+pub fn gang(snapshot: &Snapshot, requests: &[Request<'_>], policy: &Policy) -> Result<Vec<String>, Refused> {
+    let mut world = Cow::Borrowed(snapshot);
+    let mut hosts = vec![String::new(); requests.len()];
+    let mut left = hardest_first(snapshot, requests, policy);
+    while let Some(member) = left.pop_front() {
+        let request = requests[member];
+        let verdicts = explain_beside(&world, request, requests, policy);
+        let fitting = verdicts.iter().filter(|verdict| verdict.fits);
+        let Some(best) = fitting.min_by_key(|verdict| score::of(&world, &verdict.host, request)) else {
+            return Err(Refused { member, verdicts });
+        };
+        hosts[member].clone_from(&best.host);
+        if !left.is_empty() {
+            let assignment = Assignment {
+                uid: Uid::from(uuid::Uuid::nil()),
+                host: best.host.clone(),
+                epoch: 0,
+                generation: 0,
+                granted: request.spec.resources(),
+                nics: BTreeMap::new(),
+            };
+            reserve(world.to_mut(), request, assignment);
+        }
+    }
+    Ok(hosts)
+}
+
+/// The fewer hosts would take it, and the more it asks for, the earlier.
+fn hardest_first(snapshot: &Snapshot, requests: &[Request<'_>], policy: &Policy) -> VecDeque<usize> {
+    let mut order: Vec<usize> = (0..requests.len()).collect();
+    if order.len() > 1 {
+        order.sort_by_cached_key(|member| {
+            let (verdicts, spec) = (explain(snapshot, requests[*member], policy), requests[*member].spec);
+            let fitting = verdicts.iter().filter(|verdict| verdict.fits).count();
+            (fitting, Reverse((spec.memory, spec.cpus, spec.pids)), *member)
+        });
+    }
+    order.into()
+}
+
+/// Makes `world` what it is once the instance is bound: its grant is taken, and local volumes are where it is.
+pub fn reserve(world: &mut Snapshot, request: Request<'_>, assignment: Assignment) {
+    let project = &request.at.0;
+    for mount in request.spec.mounts.values() {
+        if world.is_local(project, &mount.volume) && world.volume_host(project, &mount.volume).is_none() {
+            let status = VolumeStatus { host: Some(assignment.host.clone()), used_by: Vec::new() };
+            world.volume_status.insert((project.clone(), mount.volume.clone()), Arc::new(status));
+        }
+    }
+    world.unassign(request.at);
+    world.assign(request.at.clone(), Placed { assignment, revision: 0 });
 }
 
 /// What the instance gets on `host`, where it already has a grant: all that it asks for, or the reasons why not.

@@ -136,7 +136,136 @@ fn an_instances_own_grant_counts_as_free_when_it_grows() {
     assert_eq!(ask(&bigger).unwrap_err()[0].code, "no_capacity");
 }
 
+fn requests<'a>(instances: &'a [Instance], places: &'a [At]) -> Vec<Request<'a>> {
+    let pairs = instances.iter().zip(places);
+    pairs.map(|(instance, at)| Request { at, labels: &instance.labels, spec: &instance.spec }).collect()
+}
+
+fn places(instances: &[Instance]) -> Vec<At> {
+    instances.iter().map(|instance| ("default".to_owned(), instance.name.clone())).collect()
+}
+
+#[test]
+fn a_gang_gets_hosts_for_all_or_for_none() {
+    let world = World::new(&[("h1", &[]), ("h2", &[("gpu", "yes")])]);
+    // In the order given, the two that go anywhere would take the room that only the third can use.
+    let three = |memory: u64| {
+        let any = |name: &str| instance(name, |spec| spec.memory = Some(Bytes(3 * GI)));
+        let picky = instance("c", |spec| {
+            spec.placement.require = vec!["gpu=yes".into()];
+            spec.memory = Some(Bytes(memory));
+        });
+        [any("a"), instance("b", |_| {}), picky]
+    };
+    let gang = |instances: &[Instance]| {
+        super::gang(&world.0, &requests(instances, &places(instances)), &Policy::default())
+    };
+    assert_eq!(gang(&three(3 * GI)).unwrap(), ["h1", "h1", "h2"]);
+    let refused = gang(&three(5 * GI)).unwrap_err();
+    assert_eq!(refused.member, 2, "which of them, and why on every host");
+    assert_eq!(refused.verdicts.len(), 2);
+    assert!(refused.verdicts.iter().all(|verdict| !verdict.fits));
+    assert_eq!(gang(&[]), Ok(Vec::new()));
+}
+
+#[test]
+fn members_of_a_gang_count_for_each_other() {
+    let world = World::new(&[("h1", &[]), ("h2", &[]), ("h3", &[])]);
+    // Apart by a label that only they have, while none of them is in the snapshot.
+    let apart = |name: &str| {
+        let mut one = instance(name, |spec| {
+            spec.placement.avoid = vec!["role=worker".into()];
+            spec.placement.strategy = Strategy::BinPack;
+        });
+        one.labels.insert("role".into(), "worker".into());
+        one
+    };
+    let gang = |instances: &[Instance]| {
+        super::gang(&world.0, &requests(instances, &places(instances)), &Policy::default())
+    };
+    assert_eq!(gang(&[apart("a"), apart("b"), apart("c")]).unwrap(), ["h1", "h2", "h3"]);
+    let refused = gang(&["a", "b", "c", "d"].map(apart)).unwrap_err();
+    assert_eq!(refused.verdicts[0].reasons[0].code, "anti_affinity");
+    // Together by a volume that is on no host yet.
+    let mounting = |name: &str| {
+        instance(name, |spec| {
+            let mount = serde_json::from_value(serde_json::json!({"volume": "data"})).unwrap();
+            spec.mounts.insert("/data".into(), mount);
+        })
+    };
+    assert_eq!(gang(&[mounting("a"), mounting("b")]).unwrap(), ["h1", "h1"]);
+}
+
+#[test]
+fn a_shared_volume_is_on_every_host() {
+    let mut world = World::new(&[("h1", &[]), ("h2", &[])]);
+    let spec = serde_json::from_value(serde_json::json!({"type": "shared", "path": "/srv/data"})).unwrap();
+    world.0.seed_volume(Object::new(
+        Some("default"),
+        "data",
+        Default::default(),
+        spec,
+        Timestamp::UNIX_EPOCH,
+    ));
+    let instances = ["a", "b"].map(|name| {
+        instance(name, |spec| {
+            let mount = serde_json::from_value(serde_json::json!({"volume": "data"})).unwrap();
+            spec.mounts.insert("/data".into(), mount);
+        })
+    });
+    let hosts = gang(&world.0, &requests(&instances, &places(&instances)), &Policy::default());
+    assert_eq!(hosts.unwrap(), ["h1", "h2"]);
+}
+
 proptest! {
+    /// All or none; what all get together fits; the same question has the same answer; one alone is a gang of one.
+    #[test]
+    fn a_gang_fits_as_a_whole(
+        asks in prop::collection::vec((1u64..6, 1u64..5000, 1u64..600, any::<bool>(), any::<bool>()), 0..12),
+        there in prop::collection::vec((0usize..3, 1u64..4), 0..4),
+    ) {
+        let mut world = World::new(&[("h1", &[("zone", "a")]), ("h2", &[]), ("h3", &[])]);
+        for (number, (host, memory)) in there.into_iter().enumerate() {
+            let old = instance(&format!("old{number}"), |spec| spec.memory = Some(Bytes(memory * GI / 4)));
+            world.bind(old, ["h1", "h2", "h3"][host]);
+        }
+        let instances: Vec<_> = asks.into_iter().enumerate().map(|(at, (memory, cpus, pids, pack, picky))| {
+            instance(&format!("i{at}"), |spec| {
+                spec.memory = Some(Bytes(memory * GI / 2));
+                spec.cpus = Some(MilliCpu(cpus));
+                spec.pids = Some(pids);
+                spec.placement.strategy = if pack { Strategy::BinPack } else { Strategy::Spread };
+                if picky {
+                    spec.placement.require = vec!["zone=a".into()];
+                }
+            })
+        }).collect();
+        let places = places(&instances);
+        let requests = requests(&instances, &places);
+        let answer = gang(&world.0, &requests, &Policy::default());
+        prop_assert_eq!(&answer, &gang(&world.0, &requests, &Policy::default()));
+        if let [one] = &requests[..] {
+            let alone = place(&world.0, *one, &Policy::default()).map(|host| vec![host]);
+            prop_assert_eq!(&alone, &answer.clone().map_err(|refused| refused.verdicts));
+        }
+        match answer {
+            Ok(hosts) => {
+                prop_assert_eq!(hosts.len(), instances.len());
+                for (instance, host) in instances.into_iter().zip(&hosts) {
+                    prop_assert!(instance.spec.placement.require.is_empty() || host == "h1");
+                    world.bind(instance, host);
+                }
+                for granted in world.0.granted.values() {
+                    prop_assert!(granted.memory.0 <= 4 * GI && granted.cpus.0 <= 8000 && granted.pids <= 1000);
+                }
+            }
+            Err(refused) => {
+                prop_assert!(refused.member < instances.len());
+                prop_assert!(refused.verdicts.iter().all(|verdict| !verdict.fits && !verdict.reasons.is_empty()));
+            }
+        }
+    }
+
     /// Whatever is asked in whatever order, grants never exceed what the hosts have.
     #[test]
     fn grants_never_exceed_capacity(asks in prop::collection::vec((1u64..6, 1u64..5000, 1u64..600, any::<bool>()), 1..40)) {

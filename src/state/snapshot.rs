@@ -13,7 +13,7 @@ use enoki_api::project::ProjectSpec;
 use enoki_api::quantity::{Bytes, MilliCpu};
 use enoki_api::secret::SecretSpec;
 use enoki_api::token::TokenSpec;
-use enoki_api::volume::{VolumeSpec, VolumeStatus};
+use enoki_api::volume::{VolumeKind, VolumeSpec, VolumeStatus};
 use imbl::{OrdMap, OrdSet};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
@@ -126,6 +126,20 @@ impl Snapshot {
             .range(first..)
             .take_while(move |((p, n, _), _)| p == project && n == network)
             .map(|((_, _, address), claim)| (*address, claim))
+    }
+
+    /// Whether a volume's bytes are on one host alone. One that is not known counts as such.
+    pub fn is_local(&self, project: &str, volume: &str) -> bool {
+        self.volumes.get(project, volume).is_none_or(|row| match row.object.spec.kind {
+            VolumeKind::Shared => false,
+            VolumeKind::Local | VolumeKind::Unknown => true,
+        })
+    }
+
+    /// The host that a local volume belongs to. None: to none yet, or it is shared by all.
+    pub fn volume_host(&self, project: &str, volume: &str) -> Option<&str> {
+        let status = self.volume_status.get(&(project.to_owned(), volume.to_owned()))?;
+        status.host.as_deref().filter(|_| self.is_local(project, volume))
     }
 
     /// Whether a claim keeps its address from automatic use: while its instance is there, in hold-down, and for as long
@@ -413,6 +427,10 @@ impl Snapshot {
             self.open_tombstones.insert(uid.clone());
         }
         self.tombstones.insert(uid, Arc::new((tombstone, 1)));
+    }
+
+    pub fn seed_volume(&mut self, volume: Object<VolumeSpec>) {
+        self.volumes.seed(volume);
     }
 
     pub fn cordon(&mut self, host: &str) {

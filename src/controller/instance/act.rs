@@ -3,7 +3,7 @@
 use super::super::Context;
 use super::decide::Seen;
 use crate::scheduler::{self, Request};
-use crate::state::{At, Placed, Row, Snapshot, release};
+use crate::state::{At, Row, Snapshot, release};
 use crate::store::Txn;
 use crate::store::keys::Key;
 use enoki_api::instance::{
@@ -43,8 +43,10 @@ pub enum Effect {
 impl Plan {
     /// Makes `world` what it will be once the plan is committed.
     pub fn apply(&self, world: &mut Snapshot) {
-        let placed = Placed { assignment: self.assignment.clone(), revision: 0 };
-        world.assign(self.at.clone(), placed);
+        if let Some(row) = world.instances.at(&self.at).cloned() {
+            let request = Request { at: &self.at, labels: &row.object.labels, spec: &row.object.spec };
+            scheduler::reserve(world, request, self.assignment.clone());
+        }
         for claim in &self.claims {
             let held = address_claim(&self.at, &self.assignment.uid, claim.mac, Timestamp::UNIX_EPOCH);
             let key = (self.at.0.clone(), claim.network.clone(), IpAddr::from(claim.address));
@@ -268,8 +270,9 @@ fn bind_volumes(mut txn: Txn, snapshot: &Snapshot, row: &Row<InstanceSpec>, host
     let project = &row.at().0;
     let mut seen = std::collections::BTreeSet::new();
     for mount in row.object.spec.mounts.values().filter(|mount| seen.insert(&mount.volume)) {
-        let at = (project.clone(), mount.volume.clone());
-        if snapshot.volume_status.get(&at).is_some_and(|status| status.host.is_some()) {
+        if !snapshot.is_local(project, &mount.volume)
+            || snapshot.volume_host(project, &mount.volume).is_some()
+        {
             continue;
         }
         let spec = Key::spec("volumes", Some(project), &mount.volume).ok()?.to_string();
