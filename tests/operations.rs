@@ -122,6 +122,17 @@ fn blocked(lab: &Lab) {
     assert_eq!(refused.json["code"], "not_running");
     cloud.enoki(&["host", "uncordon", "h2"]).ok();
     cloud.enoki(&["delete", "operation", name]).ok();
+    // A wait ends when it ends, whatever was waited for.
+    let began = Instant::now();
+    let wait = |phase: &str| format!("/v1/hosts/h2/drain?wait={phase}&timeout=60s");
+    let reached = cloud.api("POST", &wait("blocked"), None).expect(200);
+    let other = cloud.api("POST", &wait("succeeded"), None).expect(202);
+    for answer in [&reached, &other] {
+        assert_eq!(answer.json["status"]["phase"], "blocked", "{}", answer.body);
+    }
+    assert_ne!(reached.json["name"], other.json["name"], "the first had ended");
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    cloud.enoki(&["host", "uncordon", "h2"]).ok();
     for name in SLOW {
         assert_eq!(instance(cloud, name)["status"]["phase"], "running", "{name}");
     }
