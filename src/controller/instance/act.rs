@@ -327,3 +327,42 @@ impl Keys<'_> {
 fn json<T: serde::Serialize>(value: &T) -> Option<Vec<u8>> {
     serde_json::to_vec(value).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::{Events, Live};
+    use crate::scheduler::Policy;
+    use crate::state::State;
+    use crate::store::Compare;
+    use crate::store::memory::Memory;
+    use enoki_api::host::{HostPhase, HostSpec, HostStatus};
+    use enoki_api::object::Object;
+
+    /// Whoever cordoned the host in between has changed its spec: nothing lands there after.
+    #[tokio::test]
+    async fn a_placement_holds_only_while_its_host_is_as_it_was_looked_at() {
+        let mut snapshot = Snapshot::default();
+        let host = Object::new(None, "h1", Default::default(), HostSpec::default(), Timestamp::UNIX_EPOCH);
+        let ready = HostStatus { phase: HostPhase::Ready, ..HostStatus::default() };
+        snapshot.seed_host(Object { revision: 7, ..host }, ready);
+        let mut spec = InstanceSpec::new("a");
+        spec.nics.clear();
+        let instance = Object::new(Some("default"), "web1", Default::default(), spec, Timestamp::UNIX_EPOCH);
+        snapshot.seed_instance(instance);
+        let context = Context {
+            store: Arc::new(Memory::new()),
+            state: State::new(),
+            live: Live::default(),
+            events: Events::default(),
+            policy: Policy::default(),
+        };
+        let row = snapshot.instances.get("default", "web1").unwrap();
+        let plan = place(&context, &snapshot, row).unwrap();
+        let status = InstanceStatus::default();
+        let effect = Effect::Place(Box::new(plan));
+        let txn = transaction(&context, &snapshot, row, Some(&effect), &status, None, Timestamp::UNIX_EPOCH);
+        let compares = txn.unwrap().compares;
+        assert!(compares.contains(&Compare::ModRevision("/enoki/v1/hosts/h1".into(), 7)), "{compares:?}");
+    }
+}
