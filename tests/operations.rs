@@ -1,4 +1,4 @@
-//! Operations on hosts of a real cloud of two: drain, its cancel and its way through a server that is killed; and what is
+//! Operations on hosts of a real cloud of two: drain, its cancel and its way through servers that are killed; and what is
 //! deleted by force while a host is lost.
 
 #[path = "support/machines.rs"]
@@ -21,7 +21,7 @@ fn a_host_is_drained() {
     if !is_root() {
         return;
     }
-    let lab = lab();
+    let lab = lab(2);
     for name in SLOW {
         Running::start(&lab[0], name, &on("b", &["--stop-grace", "5s"]), &format!("trap '' TERM; {COUNTER}"));
     }
@@ -31,6 +31,7 @@ fn a_host_is_drained() {
             ("what cannot move blocks it", blocked),
             ("cancelled in the middle", cancelled),
             ("the server is killed in the middle", server_killed),
+            ("another server takes over in the middle", another_leads),
             ("an empty host", nothing_there),
         ],
     );
@@ -41,13 +42,13 @@ fn a_lost_host() {
     if !is_root() {
         return;
     }
-    let lab = lab();
+    let lab = lab(1);
     lost_for_a_minute(&lab);
 }
 
-/// Two hosts, `zone=a` and `zone=b`.
-fn lab() -> Lab {
-    let lab = Lab::start(2);
+/// Two hosts, `zone=a` and `zone=b`, of which so many are servers too.
+fn lab(servers: usize) -> Lab {
+    let lab = Lab::start_with(2, servers);
     lab[0].import_tiny();
     for (host, zone) in [("h1", "zone=a"), ("h2", "zone=b")] {
         lab[0].enoki(&["label", "host", host, zone]).ok();
@@ -186,28 +187,52 @@ fn server_killed(lab: &Lab) {
         })
         .collect();
     let name = begin(cloud);
-    cloud.kill("server", Signal::SIGKILL);
-    let seen = ended(cloud, &name, "succeeded");
-    let told = noted(&seen, "stopping");
+    lab[leader(cloud)].kill("server", Signal::SIGKILL);
+    whole(cloud, &name);
+    // They stay so until their user starts them, and go on from what is on their disks.
+    cloud.enoki(&["host", "uncordon", "h2"]).ok();
+    for (before, count) in &counted {
+        assert_eq!(instance(cloud, &before.name)["status"]["phase"], "stopped");
+        cloud.enoki(&["start", &before.name]).ok();
+        assert!(Running::of(cloud, &before.name).count() >= *count, "{} began anew", before.name);
+    }
+}
+
+/// The machine whose server leads.
+fn leader(cloud: &Cloud) -> usize {
+    let seen = cloud.api("GET", "/v1/servers", None).expect(200).json;
+    let items = seen["items"].as_array().cloned().unwrap_or_default();
+    let leads = items.iter().find(|server| server["leader"] == true).expect("one leads");
+    if leads["name"] == "h1" { 0 } else { 1 }
+}
+
+/// Waits for the end of a drain that has stopped all, each once.
+fn whole(cloud: &Cloud, name: &str) {
+    let seen = ended(cloud, name, "succeeded");
     let all: Vec<String> = SLOW.iter().map(|name| format!("default/{name}")).collect();
-    assert_eq!(told, all, "each once: {seen}");
+    assert_eq!(noted(&seen, "stopping"), all, "each once: {seen}");
     assert_eq!(noted(&seen, "stopped").len(), SLOW.len(), "{seen}");
     assert_eq!(seen["status"]["progress"], json!({"done": SLOW.len(), "total": SLOW.len()}));
     assert!(cordoned(cloud, "h2"));
     for name in SLOW {
         let seen = instance(cloud, name);
-        assert_eq!(
-            (&seen["spec"]["state"], &seen["status"]["phase"]),
-            (&json!("stopped"), &json!("stopped"))
-        );
+        let (state, phase) = (&seen["spec"]["state"], &seen["status"]["phase"]);
+        assert_eq!((state, phase), (&json!("stopped"), &json!("stopped")), "{name}");
     }
-    // They stay so until their user starts them, and go on from what is on their disks.
+}
+
+/// The leader is killed and stays away: the other goes on where the journal ends.
+fn another_leads(lab: &Lab) {
+    let gone = leader(&lab[0]);
+    let cloud = &lab[1 - gone];
+    let name = begin(cloud);
+    // What would start it again.
+    lab[gone].kill("supervisor", Signal::SIGKILL);
+    lab[gone].kill("server", Signal::SIGKILL);
+    whole(cloud, &name);
+    assert_eq!(leader(cloud), 1 - gone);
+    lab[gone].up();
     cloud.enoki(&["host", "uncordon", "h2"]).ok();
-    for (before, count) in counted.iter().take(2) {
-        assert_eq!(instance(cloud, &before.name)["status"]["phase"], "stopped");
-        cloud.enoki(&["start", &before.name]).ok();
-        assert!(Running::of(cloud, &before.name).count() >= *count, "{} began anew", before.name);
-    }
 }
 
 fn nothing_there(lab: &Lab) {
