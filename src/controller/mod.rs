@@ -22,10 +22,23 @@ use tokio_util::sync::CancellationToken;
 
 /// The election of the leader.
 pub const ELECTION: &str = "leader";
-/// Everything is looked at again this often, whatever happened or did not.
-const SLOW: Duration = Duration::from_secs(5);
-/// Hosts' silence is judged this often.
-const FAST: Duration = Duration::from_millis(500);
+/// How long a new leader waits for its cache between two words about it.
+const CATCH_UP: Duration = Duration::from_secs(5);
+
+/// How often the leader looks without being woken.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Everything is looked at again this often, whatever happened or did not.
+    pub slow: Duration,
+    /// Hosts' silence is judged this often.
+    pub fast: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Pace { slow: Duration::from_secs(5), fast: Duration::from_millis(500) }
+    }
+}
 
 /// What controllers work with.
 #[derive(Clone)]
@@ -39,6 +52,11 @@ pub struct Context {
 
 /// Stands for election for as long as the server runs, and leads whenever it is elected.
 pub async fn run(context: Context, me: state::Server, stop: CancellationToken) {
+    run_at(Pace::default(), context, me, stop).await;
+}
+
+/// [`run`] at another pace.
+pub async fn run_at(pace: Pace, context: Context, me: state::Server, stop: CancellationToken) {
     let name = &me.name;
     let words = serde_json::to_vec(&me).unwrap_or_default();
     while !stop.is_cancelled() {
@@ -50,7 +68,7 @@ pub async fn run(context: Context, me: state::Server, stop: CancellationToken) {
         match elected {
             Ok(leadership) => {
                 tracing::info!(name, revision = leadership.revision(), "elected: this server leads");
-                lead(&context, leadership, &stop).await;
+                lead(&context, pace, leadership, &stop).await;
                 // Where no other server can take its agents over, they stay: exec and logs need no leader.
                 if me.address.is_some() {
                     context.live.step_down();
@@ -64,12 +82,12 @@ pub async fn run(context: Context, me: state::Server, stop: CancellationToken) {
     }
 }
 
-async fn lead(context: &Context, leadership: Leadership, stop: &CancellationToken) {
+async fn lead(context: &Context, pace: Pace, leadership: Leadership, stop: &CancellationToken) {
     let lost = leadership.lost();
-    let leader = Leader { context: context.clone(), fence: leadership.fence() };
+    let leader = Leader { context: context.clone(), pace, fence: leadership.fence() };
     // A cold leader acts only once its cache has seen its own election.
     let work = async {
-        while !context.state.reached(leadership.revision(), SLOW).await {}
+        while !context.state.reached(leadership.revision(), CATCH_UP).await {}
         context.live.lead(context.state.snapshot().hosts.len());
         leader.run().await
     };
@@ -84,6 +102,7 @@ async fn lead(context: &Context, leadership: Leadership, stop: &CancellationToke
 /// The elected server at work.
 struct Leader {
     context: Context,
+    pace: Pace,
     fence: Compare,
 }
 
@@ -91,8 +110,8 @@ impl Leader {
     async fn run(&self) {
         let Context { state, live, .. } = &self.context;
         let mut instances = instance::Loop::new(self);
-        let mut slow = tokio::time::interval(SLOW);
-        let mut fast = tokio::time::interval(FAST);
+        let mut slow = tokio::time::interval(self.pace.slow);
+        let mut fast = tokio::time::interval(self.pace.fast);
         let mut cursor = state.follow(state.snapshot().revision);
         instances.all();
         operation::tend(self).await;
