@@ -138,13 +138,14 @@ impl Host {
         }
     }
 
-    /// Whether an order that is to stay names this disk or volume.
+    /// Whether this disk is an instance's own to destroy, or a volume that an order that is to stay names. A task of the
+    /// disk's own leaves it alone then: the instance's may be about to make it, or to start on it.
     fn needs(&self, uid: &Uid) -> bool {
         self.ledger.uids().iter().filter_map(|instance| self.ledger.get(instance)).any(|entry| {
             let order = &entry.order;
             let stays = self.ledger.tombstone(order.uid()).is_none_or(|t| t.what != Doomed::Instance);
             let volume = order.volumes.values().any(|volume| volume.uid == *uid);
-            stays && (order.disk == *uid || volume)
+            (stays && volume) || observe::owns(&entry, uid)
         })
     }
 }
