@@ -14,11 +14,12 @@ pub fn all(snapshot: &Snapshot, sealer: &Sealer, host: &str) -> Vec<Order> {
     here.into_iter().flatten().filter_map(|at| order(snapshot, sealer, at)).collect()
 }
 
-/// The order for one instance. None: it is not placed, or something it needs does not decode.
+/// The order for one instance. None: it is not placed, or something it needs does not decode, or it is deleted: its
+/// tombstone says all then, and an order that came after its host has acted on that would bring it back.
 pub fn order(snapshot: &Snapshot, sealer: &Sealer, at: &At) -> Option<Order> {
     let placed = snapshot.assignments.get(at)?;
     let instance = &snapshot.instances.at(at)?.object;
-    if placed.assignment.uid != instance.uid {
+    if placed.assignment.uid != instance.uid || instance.deleted_at.is_some() {
         return None;
     }
     let project = &at.0;
