@@ -155,14 +155,10 @@ impl Leader {
 
     /// One fenced transaction. `Ok(false)`: the world moved on meanwhile; look again.
     async fn commit(&self, txn: Txn) -> Result<bool, Error> {
-        commit(&*self.context.store, &self.fence, txn).await
-    }
-}
-
-async fn commit(store: &dyn Store, fence: &Compare, txn: Txn) -> Result<bool, Error> {
-    match store.txn(txn.when(fence.clone())).await? {
-        Outcome::Committed { .. } => Ok(true),
-        Outcome::Conflict { .. } => Ok(false),
+        match self.context.store.txn(txn.when(self.fence.clone())).await? {
+            Outcome::Committed { .. } => Ok(true),
+            Outcome::Conflict { .. } => Ok(false),
+        }
     }
 }
 

@@ -3,9 +3,9 @@
 use super::super::Context;
 use super::decide::Seen;
 use crate::scheduler::{self, Request};
-use crate::state::{At, Row, Snapshot, release};
-use crate::store::Txn;
+use crate::state::{At, Placed, Row, Snapshot, release};
 use crate::store::keys::Key;
+use crate::store::{KeyValue, Txn};
 use enoki_api::instance::{
     AddressClaim, Assignment, InstanceSpec, InstanceStatus, Mac, Nic, NicStatus, Tombstone, usable,
 };
@@ -16,13 +16,22 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-/// A placement that was sent to the store, or is about to be.
+/// A placement or another grant that was sent to the store, or is about to be.
 #[derive(Clone)]
 pub struct Plan {
     at: At,
+    stands_on: StandsOn,
     assignment: Assignment,
     /// Addresses it takes besides those that its spec already claimed.
     claims: Vec<Claim>,
+}
+
+/// What the transaction compares: with another revision there it can not be applied any more.
+#[derive(Clone, Copy)]
+enum StandsOn {
+    /// The spec of an instance without an assignment.
+    Spec(u64),
+    Assignment(u64),
 }
 
 #[derive(Clone)]
@@ -36,16 +45,59 @@ struct Claim {
 
 pub enum Effect {
     Place(Box<Plan>),
-    Grant(Box<Assignment>),
+    Grant(Box<Plan>),
     Finish,
 }
 
 impl Plan {
-    /// Makes `world` what it will be once the plan is committed.
+    /// Another grant where the instance is.
+    pub fn grant(placed: &Placed, at: At, assignment: Assignment) -> Self {
+        Plan { at, stands_on: StandsOn::Assignment(placed.revision), assignment, claims: Vec::new() }
+    }
+
+    /// Whether `snapshot` leaves it open what becomes of it. Else it shows it applied, or shows that it never will be.
+    pub fn is_open(&self, snapshot: &Snapshot) -> bool {
+        let placed = snapshot.assignments.get(&self.at).map(|placed| placed.revision);
+        let spec = snapshot.instances.at(&self.at).map(|row| row.object.revision);
+        match self.stands_on {
+            StandsOn::Spec(revision) => placed.is_none() && spec == Some(revision),
+            StandsOn::Assignment(revision) => placed == Some(revision),
+        }
+    }
+
+    /// Whether what it stands on is no longer so, by what the store holds now.
+    pub fn is_overtaken(&self, current: &[(String, Option<KeyValue>)]) -> bool {
+        let keys = Keys { project: &self.at.0, name: &self.at.1 };
+        let now = |key: Option<String>| {
+            let found = current.iter().find(|(compared, _)| Some(compared) == key.as_ref());
+            found.map(|(_, stored)| stored.as_ref().map(|stored| stored.mod_revision))
+        };
+        match self.stands_on {
+            StandsOn::Spec(revision) => {
+                let moved = now(keys.spec()).is_some_and(|now| now != Some(revision));
+                moved || now(keys.assignment()).is_some_and(|now| now.is_some())
+            }
+            StandsOn::Assignment(revision) => now(keys.assignment()).is_some_and(|now| now != Some(revision)),
+        }
+    }
+
+    pub fn is_placement(&self) -> bool {
+        matches!(self.stands_on, StandsOn::Spec(_))
+    }
+
+    /// Makes `world` what it will be once the plan is committed. What a smaller grant gives back is not there before.
     pub fn apply(&self, world: &mut Snapshot) {
+        let mut assignment = self.assignment.clone();
+        if let Some(now) = world.assignments.get(&self.at).map(|placed| placed.assignment.granted.clone()) {
+            let granted = &mut assignment.granted;
+            granted.cpus = granted.cpus.max(now.cpus);
+            granted.memory = granted.memory.max(now.memory);
+            granted.pids = granted.pids.max(now.pids);
+            world.unassign(&self.at);
+        }
         if let Some(row) = world.instances.at(&self.at).cloned() {
             let request = Request { at: &self.at, labels: &row.object.labels, spec: &row.object.spec };
-            scheduler::reserve(world, request, self.assignment.clone());
+            scheduler::reserve(world, request, assignment);
         }
         for claim in &self.claims {
             let held = address_claim(&self.at, &self.assignment.uid, claim.mac, Timestamp::UNIX_EPOCH);
@@ -141,7 +193,7 @@ pub fn place(context: &Context, world: &Snapshot, row: &Row<InstanceSpec>) -> Re
         granted: instance.spec.resources(),
         nics,
     };
-    Ok(Plan { at, assignment, claims })
+    Ok(Plan { at, stands_on: StandsOn::Spec(instance.revision), assignment, claims })
 }
 
 /// The lowest address of the network that nobody has, holds or is known to run with.
@@ -232,11 +284,11 @@ pub fn transaction(
             starting.nics = plan.assignment.nics.clone();
             return Some(txn.put(status_key, json(&starting)?));
         }
-        Some(Effect::Grant(assignment)) => {
+        Some(Effect::Grant(plan)) => {
             let placed = snapshot.assignments.get(&at)?;
             txn = txn
                 .when_unchanged(keys.assignment()?, placed.revision)
-                .put(keys.assignment()?, json(&**assignment)?);
+                .put(keys.assignment()?, json(&plan.assignment)?);
             if stored == Some(status) {
                 return Some(txn);
             }
@@ -290,8 +342,8 @@ pub fn announce(context: &Context, row: &Row<InstanceSpec>, effect: &Effect) {
     };
     match effect {
         Effect::Place(plan) => note("placed", format!("on host {}", plan.assignment.host)),
-        Effect::Grant(assignment) if assignment.granted == row.object.spec.resources() => {
-            note("granted", format!("generation {}", assignment.generation));
+        Effect::Grant(plan) if plan.assignment.granted == row.object.spec.resources() => {
+            note("granted", format!("generation {}", plan.assignment.generation));
         }
         Effect::Grant(_) => {
             note("infeasible", "the host has no room for what is asked; the old limits hold".into())

@@ -7,16 +7,17 @@
 //!    +-----(asks again when room appears)+--> stopped, backoff, failed, unknown: as the host says
 //! ```
 //!
-//! The loop runs each instance's effect one at a time, so that it never argues with itself; plans that are not yet
-//! echoed by the store count as placed for every later plan.
+//! The loop runs each instance's effect one at a time, so that it never argues with itself. Plans count for every later
+//! plan until the snapshot shows what became of them. One whose write was not confirmed may have been applied, or may
+//! be yet: it goes on counting, and it alone is sent again.
 
 mod act;
 mod decide;
 
 use super::{Leader, instances_of};
 use crate::state::{At, Snapshot};
-use crate::store::Error;
 use crate::store::keys::Key;
+use crate::store::{Error, Outcome};
 use act::Plan;
 use decide::Want;
 use enoki_api::object::Uid;
@@ -33,17 +34,24 @@ pub(super) struct Loop<'a> {
     dirty: BTreeSet<At>,
     /// Effects under way, each instance at most once.
     busy: BTreeSet<At>,
-    /// Placements sent to the store and not yet seen in the snapshot.
-    plans: BTreeMap<At, Plan>,
+    /// Placements and grants sent to the store and not yet seen in the snapshot.
+    plans: BTreeMap<At, Underway>,
     /// Instances that nothing was found for: asked again when room may have appeared.
     pending: BTreeSet<At>,
     effects: JoinSet<Done>,
 }
 
+/// A plan of which the snapshot does not show yet what became of it.
+struct Underway {
+    plan: Plan,
+    /// The store has said so already, and the snapshot will.
+    told: bool,
+}
+
 /// How one effect ended.
 pub(super) struct Done {
     at: At,
-    result: Result<bool, Error>,
+    result: Result<Outcome, Error>,
 }
 
 impl<'a> Loop<'a> {
@@ -101,11 +109,13 @@ impl<'a> Loop<'a> {
     pub async fn work(&mut self) {
         let context = &self.leader.context;
         let snapshot = context.state.snapshot();
-        self.plans.retain(|at, _| self.busy.contains(at) || !snapshot.assignments.contains_key(at));
+        self.plans.retain(|_, underway| underway.plan.is_open(&snapshot));
         let mut world: Option<Snapshot> = None;
         // Higher priority first; then by name.
         let priority = |at: &At| snapshot.instances.at(at).map_or(0, |row| row.object.spec.priority);
-        let mut ready: Vec<At> = self.dirty.iter().filter(|at| !self.busy.contains(*at)).cloned().collect();
+        // What was told is waited for: until then the snapshot is older than what we know.
+        let waits = |at: &At| self.busy.contains(at) || self.plans.get(at).is_some_and(|plan| plan.told);
+        let mut ready: Vec<At> = self.dirty.iter().filter(|at| !waits(at)).cloned().collect();
         ready.sort_by_key(|at| std::cmp::Reverse(priority(at)));
         for at in ready {
             if self.busy.len() >= IN_FLIGHT {
@@ -119,23 +129,35 @@ impl<'a> Loop<'a> {
             let world = world.get_or_insert_with(|| self.planned(&snapshot));
             let seen = act::observe(context, &snapshot, world, row);
             let mut decision = seen.decide();
+            // What may have been applied is not decided anew.
+            let unsure = self.plans.get(&at).map(|underway| underway.plan.clone());
+            let mut under_way = None;
+            let mut plan_for = |plan: Plan| Box::new(under_way.insert(plan).clone());
             let effect = match decision.want {
                 Want::Nothing => None,
-                Want::Place => match act::place(context, world, row) {
-                    Ok(plan) => {
-                        plan.apply(world);
-                        self.plans.insert(at.clone(), plan.clone());
-                        Some(act::Effect::Place(Box::new(plan)))
-                    }
+                Want::Place => match unsure
+                    .filter(Plan::is_placement)
+                    .map_or_else(|| act::place(context, world, row), Ok)
+                {
+                    Ok(plan) => Some(act::Effect::Place(plan_for(plan))),
                     Err((reason, message)) => {
                         decide::refused(&mut decision.status, &reason, message);
                         self.pending.insert(at.clone());
                         None
                     }
                 },
-                Want::Grant(assignment) => Some(act::Effect::Grant(assignment)),
+                Want::Grant(assignment) => snapshot.assignments.get(&at).map(|placed| {
+                    let new = || Plan::grant(placed, at.clone(), *assignment);
+                    act::Effect::Grant(plan_for(
+                        unsure.filter(|plan| !plan.is_placement()).unwrap_or_else(new),
+                    ))
+                }),
                 Want::Finish => Some(act::Effect::Finish),
             };
+            if let Some(plan) = under_way {
+                plan.apply(world);
+                self.plans.insert(at.clone(), Underway { plan, told: false });
+            }
             let stored = snapshot.instance_status.get(&at).map(|status| &**status);
             let txn = act::transaction(
                 context,
@@ -152,17 +174,15 @@ impl<'a> Loop<'a> {
             }
             self.busy.insert(at.clone());
             let (store, fence) = (context.store.clone(), self.leader.fence.clone());
-            self.effects.spawn(async move { Done { at, result: super::commit(&*store, &fence, txn).await } });
+            self.effects.spawn(async move { Done { at, result: store.txn(txn.when(fence)).await } });
         }
     }
 
     /// The snapshot with every plan under way applied to it.
     fn planned(&self, snapshot: &Snapshot) -> Snapshot {
         let mut world = snapshot.clone();
-        for (at, plan) in &self.plans {
-            if !world.assignments.contains_key(at) {
-                plan.apply(&mut world);
-            }
+        for underway in self.plans.values() {
+            underway.plan.apply(&mut world);
         }
         world
     }
@@ -181,15 +201,24 @@ impl<'a> Loop<'a> {
     pub fn take(&mut self, done: Done) {
         self.busy.remove(&done.at);
         match done.result {
-            Ok(true) => {}
-            Ok(false) => {
-                // A lost compare: the world moved on, plan anew on what it is now.
-                self.plans.remove(&done.at);
+            Ok(Outcome::Committed { .. }) => {
+                if let Some(underway) = self.plans.get_mut(&done.at) {
+                    underway.told = true;
+                }
+            }
+            Ok(Outcome::Conflict { current, .. }) => {
+                // The world moved on. An earlier try whose answer was lost may be what moved it.
+                match self.plans.get_mut(&done.at) {
+                    Some(underway) if underway.plan.is_overtaken(&current) => underway.told = true,
+                    Some(_) | None => drop(self.plans.remove(&done.at)),
+                }
                 self.dirty.insert(done.at);
             }
             Err(error) => {
                 tracing::warn!(instance = %format!("{}/{}", done.at.0, done.at.1), %error, "a write was not confirmed; it is decided again");
-                self.plans.remove(&done.at);
+                if !matches!(error, Error::OutcomeUnknown { .. }) {
+                    self.plans.remove(&done.at);
+                }
                 // Not at once: the slow timer brings it back.
                 self.pending.insert(done.at);
             }
