@@ -123,7 +123,12 @@ async fn rebuild(
         }
         let spec_key = key(Key::spec("instances", Some(&at.0), &at.1))?;
         let txn = Txn::new().when_unchanged(spec_key.clone(), old.revision).put(spec_key, row.encode(&new));
-        let Some(placed) = snapshot.assignments.get(&at) else { return Ok(Step::Write(txn, old.clone())) };
+        // Whether there is a disk to discard, and where, must still be so when this is written.
+        let assignment = key(Key::assignment(&at.0, &at.1))?;
+        let Some(placed) = snapshot.assignments.get(&at) else {
+            return Ok(Step::Write(txn.when_absent(assignment), old.clone()));
+        };
+        let txn = txn.when_unchanged(assignment, placed.revision);
         let tombstone = Tombstone {
             uid: disk_uid(&old.uid, old.spec.rebuild_count),
             what: Doomed::Disk,
