@@ -238,7 +238,6 @@ fn free_address(
 
 /// The one transaction for an instance's effect and its status. None: nothing to write.
 pub fn transaction(
-    context: &Context,
     snapshot: &Snapshot,
     row: &Row<InstanceSpec>,
     effect: Option<&Effect>,
@@ -293,13 +292,13 @@ pub fn transaction(
                 return Some(txn);
             }
         }
-        Some(Effect::Finish) => return finish(context, snapshot, row, now),
+        Some(Effect::Finish) => return finish(snapshot, row, now),
     }
     Some(txn.put(status_key, json(status)?))
 }
 
 /// The instance's keys go; its addresses are held a while, its tombstone stays as done.
-fn finish(context: &Context, snapshot: &Snapshot, row: &Row<InstanceSpec>, now: Timestamp) -> Option<Txn> {
+fn finish(snapshot: &Snapshot, row: &Row<InstanceSpec>, now: Timestamp) -> Option<Txn> {
     let at = row.at();
     let keys = Keys { project: &at.0, name: &at.1 };
     let uid = &row.object.uid;
@@ -313,7 +312,6 @@ fn finish(context: &Context, snapshot: &Snapshot, row: &Row<InstanceSpec>, now: 
             Some(_) => txn.put(key, json(&Tombstone { buried_at: Some(now), ..entry.0.clone() })?),
         };
     }
-    context.live.forget(uid);
     Some(txn)
 }
 

@@ -36,6 +36,8 @@ pub(super) struct Loop<'a> {
     busy: BTreeSet<At>,
     /// Placements and grants sent to the store and not yet seen in the snapshot.
     plans: BTreeMap<At, Underway>,
+    /// Instances whose keys are being removed: what their host said is needed until the snapshot shows them gone.
+    finishing: BTreeMap<At, Uid>,
     /// Instances that nothing was found for: asked again when room may have appeared.
     pending: BTreeSet<At>,
     effects: JoinSet<Done>,
@@ -61,6 +63,7 @@ impl<'a> Loop<'a> {
             dirty: BTreeSet::new(),
             busy: BTreeSet::new(),
             plans: BTreeMap::new(),
+            finishing: BTreeMap::new(),
             pending: BTreeSet::new(),
             effects: JoinSet::new(),
         }
@@ -122,7 +125,14 @@ impl<'a> Loop<'a> {
                 break;
             }
             self.dirty.remove(&at);
-            let Some(row) = snapshot.instances.at(&at) else {
+            let row = snapshot.instances.at(&at);
+            let same = |uid: &Uid| row.is_some_and(|row| row.object.uid == *uid);
+            if self.finishing.get(&at).is_some_and(|uid| !same(uid))
+                && let Some(gone) = self.finishing.remove(&at)
+            {
+                context.live.forget(&gone);
+            }
+            let Some(row) = row else {
                 self.pending.remove(&at);
                 continue;
             };
@@ -152,22 +162,18 @@ impl<'a> Loop<'a> {
                         unsure.filter(|plan| !plan.is_placement()).unwrap_or_else(new),
                     ))
                 }),
-                Want::Finish => Some(act::Effect::Finish),
+                Want::Finish => {
+                    self.finishing.insert(at.clone(), row.object.uid.clone());
+                    Some(act::Effect::Finish)
+                }
             };
             if let Some(plan) = under_way {
                 plan.apply(world);
                 self.plans.insert(at.clone(), Underway { plan, told: false });
             }
             let stored = snapshot.instance_status.get(&at).map(|status| &**status);
-            let txn = act::transaction(
-                context,
-                &snapshot,
-                row,
-                effect.as_ref(),
-                &decision.status,
-                stored,
-                Timestamp::now(),
-            );
+            let txn =
+                act::transaction(&snapshot, row, effect.as_ref(), &decision.status, stored, Timestamp::now());
             let Some(txn) = txn else { continue };
             if let Some(effect) = &effect {
                 act::announce(context, row, effect);
