@@ -142,7 +142,13 @@ impl Leader {
                         gc::buried(self).await;
                     }
                 }
-                done = instances.finished() => instances.take(done),
+                done = instances.finished() => {
+                    instances.take(done);
+                    // Looking once for many is cheaper than once for each.
+                    while let Some(done) = instances.finished_already() {
+                        instances.take(done);
+                    }
+                }
                 _ = fast.tick() => host::tend(self).await,
                 _ = slow.tick() => {
                     instances.all();

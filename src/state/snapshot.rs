@@ -121,7 +121,17 @@ impl Snapshot {
         project: &'a str,
         network: &'a str,
     ) -> impl Iterator<Item = (IpAddr, &'a Arc<(AddressClaim, Revision)>)> {
-        let first = (project.to_owned(), network.to_owned(), IpAddr::from([0, 0, 0, 0]));
+        self.claims_from(project, network, IpAddr::from([0, 0, 0, 0]))
+    }
+
+    /// The same, from this address on.
+    pub fn claims_from<'a>(
+        &'a self,
+        project: &'a str,
+        network: &'a str,
+        address: IpAddr,
+    ) -> impl Iterator<Item = (IpAddr, &'a Arc<(AddressClaim, Revision)>)> {
+        let first = (project.to_owned(), network.to_owned(), address);
         self.addresses
             .range(first..)
             .take_while(move |((p, n, _), _)| p == project && n == network)

@@ -1,13 +1,14 @@
 //! The effects of the instance controller: each is one transaction.
 
 use super::super::Context;
+use super::addresses::{Claim, Frontier};
 use super::decide::Seen;
 use crate::scheduler::{self, Request};
 use crate::state::{At, Placed, Row, Snapshot, release};
 use crate::store::keys::Key;
 use crate::store::{KeyValue, Txn};
 use enoki_api::instance::{
-    AddressClaim, Assignment, InstanceSpec, InstanceStatus, Mac, Nic, NicStatus, Tombstone, usable,
+    AddressClaim, Assignment, InstanceSpec, InstanceStatus, Mac, NicStatus, Tombstone,
 };
 use enoki_api::object::Uid;
 use enoki_api::volume::VolumeStatus;
@@ -32,15 +33,6 @@ enum StandsOn {
     /// The spec of an instance without an assignment.
     Spec(u64),
     Assignment(u64),
-}
-
-#[derive(Clone)]
-struct Claim {
-    network: String,
-    address: Ipv4Addr,
-    mac: Mac,
-    /// The revision of a claim in hold-down that it replaces. None: nobody has it.
-    replaces: Option<u64>,
 }
 
 pub enum Effect {
@@ -81,6 +73,11 @@ impl Plan {
         }
     }
 
+    /// The networks on which it takes an address.
+    pub fn networks(&self) -> impl Iterator<Item = &str> {
+        self.claims.iter().map(|claim| claim.network.as_str())
+    }
+
     pub fn is_placement(&self) -> bool {
         matches!(self.stands_on, StandsOn::Spec(_))
     }
@@ -93,7 +90,6 @@ impl Plan {
             granted.cpus = granted.cpus.max(now.cpus);
             granted.memory = granted.memory.max(now.memory);
             granted.pids = granted.pids.max(now.pids);
-            world.unassign(&self.at);
         }
         if let Some(row) = world.instances.at(&self.at).cloned() {
             let request = Request { at: &self.at, labels: &row.object.labels, spec: &row.object.spec };
@@ -154,7 +150,12 @@ impl SeenOwned<'_> {
 }
 
 /// Finds a host and addresses. Err: a code and a sentence.
-pub fn place(context: &Context, world: &Snapshot, row: &Row<InstanceSpec>) -> Result<Plan, (String, String)> {
+pub fn place(
+    context: &Context,
+    world: &Snapshot,
+    frontier: &mut Frontier,
+    row: &Row<InstanceSpec>,
+) -> Result<Plan, (String, String)> {
     let instance = &row.object;
     let at = row.at();
     // Asked here too: a server that does not lead knows of no orphans, and lets their names be taken.
@@ -174,7 +175,7 @@ pub fn place(context: &Context, world: &Snapshot, row: &Row<InstanceSpec>) -> Re
             Some(address) => address,
             None => {
                 let taken: Vec<Ipv4Addr> = claims.iter().map(|claim: &Claim| claim.address).collect();
-                let claim = free_address(context, world, &at.0, nic, mac, &taken)?;
+                let claim = frontier.claim(context, world, &at.0, nic, mac, &taken)?;
                 claims.push(claim.clone());
                 claim.address
             }
@@ -194,46 +195,6 @@ pub fn place(context: &Context, world: &Snapshot, row: &Row<InstanceSpec>) -> Re
         nics,
     };
     Ok(Plan { at, stands_on: StandsOn::Spec(instance.revision), assignment, claims })
-}
-
-/// The lowest address of the network that nobody has, holds or is known to run with.
-fn free_address(
-    context: &Context,
-    world: &Snapshot,
-    project: &str,
-    nic: &Nic,
-    mac: Mac,
-    also_taken: &[Ipv4Addr],
-) -> Result<Claim, (String, String)> {
-    let network = &nic.network;
-    let unavailable = |message: String| ("network_unavailable".to_owned(), message);
-    let row = world
-        .networks
-        .get(project, network)
-        .filter(|row| row.object.deleted_at.is_none())
-        .ok_or_else(|| unavailable(format!("there is no network {network}")))?;
-    let (spec, now) = (&row.object.spec, Timestamp::now());
-    let gateway = spec.gateway_address();
-    let claims: BTreeMap<IpAddr, _> = world.claims(project, network).collect();
-    for address in spec.cidr.hosts() {
-        if usable(&spec.cidr, address, gateway).is_err() || also_taken.contains(&address) {
-            continue;
-        }
-        let replaces = match claims.get(&IpAddr::from(address)) {
-            None => None,
-            Some(entry) if world.holds(&entry.0, now) => continue,
-            Some(entry) => Some(entry.1),
-        };
-        let orphaned = context.live.held_by_orphan(|orphan| {
-            let nics = orphan.order.iter().flat_map(|order| order.assignment.nics.values());
-            orphan.project == project
-                && nics.into_iter().any(|n| n.network == *network && n.address == address)
-        });
-        if orphaned.is_none() {
-            return Ok(Claim { network: network.clone(), address, mac, replaces });
-        }
-    }
-    Err(("no_address".to_owned(), format!("network {network} ({}) has no free address", spec.cidr)))
 }
 
 /// The one transaction for an instance's effect and its status. None: nothing to write.
@@ -408,10 +369,10 @@ mod tests {
             policy: Policy::default(),
         };
         let row = snapshot.instances.get("default", "web1").unwrap();
-        let plan = place(&context, &snapshot, row).unwrap();
+        let plan = place(&context, &snapshot, &mut Frontier::default(), row).unwrap();
         let status = InstanceStatus::default();
         let effect = Effect::Place(Box::new(plan));
-        let txn = transaction(&context, &snapshot, row, Some(&effect), &status, None, Timestamp::UNIX_EPOCH);
+        let txn = transaction(&snapshot, row, Some(&effect), &status, None, Timestamp::UNIX_EPOCH);
         let compares = txn.unwrap().compares;
         assert!(compares.contains(&Compare::ModRevision("/enoki/v1/hosts/h1".into(), 7)), "{compares:?}");
     }

@@ -12,16 +12,20 @@
 //! be yet: it goes on counting, and it alone is sent again.
 
 mod act;
+mod addresses;
 mod decide;
+mod queue;
 
 use super::{Leader, instances_of};
 use crate::state::{At, Snapshot};
 use crate::store::keys::Key;
 use crate::store::{Error, Outcome};
 use act::Plan;
+use addresses::Frontier;
 use decide::Want;
 use enoki_api::object::Uid;
 use jiff::Timestamp;
+use queue::Queue;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use tokio::task::JoinSet;
 
@@ -31,7 +35,7 @@ const IN_FLIGHT: usize = 64;
 /// The loop's own state.
 pub(super) struct Loop<'a> {
     leader: &'a Leader,
-    dirty: BTreeSet<At>,
+    dirty: Queue,
     /// Effects under way, each instance at most once.
     busy: BTreeSet<At>,
     /// Placements and grants sent to the store and not yet seen in the snapshot.
@@ -40,6 +44,7 @@ pub(super) struct Loop<'a> {
     finishing: BTreeMap<At, Uid>,
     /// Instances that nothing was found for: asked again when room may have appeared.
     pending: BTreeSet<At>,
+    frontier: Frontier,
     effects: JoinSet<Done>,
 }
 
@@ -60,11 +65,12 @@ impl<'a> Loop<'a> {
     pub fn new(leader: &'a Leader) -> Self {
         Loop {
             leader,
-            dirty: BTreeSet::new(),
+            dirty: Queue::default(),
             busy: BTreeSet::new(),
             plans: BTreeMap::new(),
             finishing: BTreeMap::new(),
             pending: BTreeSet::new(),
+            frontier: Frontier::default(),
             effects: JoinSet::new(),
         }
     }
@@ -72,12 +78,20 @@ impl<'a> Loop<'a> {
     /// Looks at every instance.
     pub fn all(&mut self) {
         let snapshot = self.leader.context.state.snapshot();
-        self.dirty.extend(snapshot.instances.iter().map(|(at, _)| at.clone()));
+        self.look_at(&snapshot, snapshot.instances.iter().map(|(at, _)| at.clone()));
+    }
+
+    fn look_at(&mut self, snapshot: &Snapshot, instances: impl IntoIterator<Item = At>) {
+        for at in instances {
+            let priority = snapshot.instances.at(&at).map_or(0, |row| i64::from(row.object.spec.priority));
+            self.dirty.push(at, priority);
+        }
     }
 
     /// Looks at the instances that these keys concern; where room may have appeared, at those that wait for it.
     pub fn changed<'k>(&mut self, keys: impl Iterator<Item = &'k Key> + Clone) {
-        self.dirty.extend(instances_of(keys.clone()));
+        let snapshot = self.leader.context.state.snapshot();
+        self.look_at(&snapshot, instances_of(keys.clone()));
         let room = |key: &Key| match key {
             Key::Assignment { .. } | Key::Address { .. } => true,
             Key::Spec(object) | Key::Status(object) => {
@@ -86,22 +100,33 @@ impl<'a> Loop<'a> {
             _ => false,
         };
         if keys.clone().any(room) {
-            self.dirty.extend(std::mem::take(&mut self.pending));
+            let pending = std::mem::take(&mut self.pending);
+            self.look_at(&snapshot, pending);
         }
-        // A host's phase shows in its instances' phase.
-        let snapshot = self.leader.context.state.snapshot();
         for key in keys {
-            if let Key::Status(object) = key
-                && object.kind == "hosts"
-            {
-                self.dirty.extend(snapshot.by_host.get(&object.name).into_iter().flatten().cloned());
+            match key {
+                // A host's phase shows in its instances' phase.
+                Key::Status(object) if object.kind == "hosts" => {
+                    let here = snapshot.by_host.get(&object.name).into_iter().flatten().cloned();
+                    self.look_at(&snapshot, here);
+                }
+                Key::Address { project, network, address } => {
+                    let entry = snapshot.addresses.get(&(project.clone(), network.clone(), *address));
+                    if entry.is_none_or(|entry| entry.0.held_until.is_some()) {
+                        self.frontier.forget(project, network);
+                    }
+                }
+                Key::Spec(object) if object.kind == "networks" => {
+                    self.frontier.forget(object.project.as_deref().unwrap_or_default(), &object.name);
+                }
+                _ => {}
             }
         }
     }
 
     pub fn reported(&mut self, uids: HashSet<Uid>) {
         let snapshot = self.leader.context.state.snapshot();
-        self.dirty.extend(uids.iter().filter_map(|uid| snapshot.by_uid.get(uid).cloned()));
+        self.look_at(&snapshot, uids.iter().filter_map(|uid| snapshot.by_uid.get(uid).cloned()));
     }
 
     pub fn buried(&mut self, uids: &HashSet<Uid>) {
@@ -114,17 +139,10 @@ impl<'a> Loop<'a> {
         let snapshot = context.state.snapshot();
         self.plans.retain(|_, underway| underway.plan.is_open(&snapshot));
         let mut world: Option<Snapshot> = None;
-        // Higher priority first; then by name.
-        let priority = |at: &At| snapshot.instances.at(at).map_or(0, |row| row.object.spec.priority);
-        // What was told is waited for: until then the snapshot is older than what we know.
-        let waits = |at: &At| self.busy.contains(at) || self.plans.get(at).is_some_and(|plan| plan.told);
-        let mut ready: Vec<At> = self.dirty.iter().filter(|at| !waits(at)).cloned().collect();
-        ready.sort_by_key(|at| std::cmp::Reverse(priority(at)));
-        for at in ready {
-            if self.busy.len() >= IN_FLIGHT {
-                break;
-            }
-            self.dirty.remove(&at);
+        while self.busy.len() < IN_FLIGHT {
+            // What was told is waited for: until then the snapshot is older than what we know.
+            let waits = |at: &At| self.busy.contains(at) || self.plans.get(at).is_some_and(|plan| plan.told);
+            let Some(at) = self.dirty.next(waits) else { break };
             let row = snapshot.instances.at(&at);
             let same = |uid: &Uid| row.is_some_and(|row| row.object.uid == *uid);
             if self.finishing.get(&at).is_some_and(|uid| !same(uid))
@@ -147,7 +165,7 @@ impl<'a> Loop<'a> {
                 Want::Nothing => None,
                 Want::Place => match unsure
                     .filter(Plan::is_placement)
-                    .map_or_else(|| act::place(context, world, row), Ok)
+                    .map_or_else(|| act::place(context, world, &mut self.frontier, row), Ok)
                 {
                     Ok(plan) => Some(act::Effect::Place(plan_for(plan))),
                     Err((reason, message)) => {
@@ -204,6 +222,18 @@ impl<'a> Loop<'a> {
         }
     }
 
+    /// The next one that has ended already.
+    pub fn finished_already(&mut self) -> Option<Done> {
+        self.effects.try_join_next()?.ok()
+    }
+
+    /// What it would have taken is free.
+    fn drop_plan(&mut self, at: &At) {
+        for network in self.plans.remove(at).iter().flat_map(|underway| underway.plan.networks()) {
+            self.frontier.forget(&at.0, network);
+        }
+    }
+
     pub fn take(&mut self, done: Done) {
         self.busy.remove(&done.at);
         match done.result {
@@ -216,14 +246,15 @@ impl<'a> Loop<'a> {
                 // The world moved on. An earlier try whose answer was lost may be what moved it.
                 match self.plans.get_mut(&done.at) {
                     Some(underway) if underway.plan.is_overtaken(&current) => underway.told = true,
-                    Some(_) | None => drop(self.plans.remove(&done.at)),
+                    Some(_) | None => self.drop_plan(&done.at),
                 }
-                self.dirty.insert(done.at);
+                let snapshot = self.leader.context.state.snapshot();
+                self.look_at(&snapshot, [done.at]);
             }
             Err(error) => {
                 tracing::warn!(instance = %format!("{}/{}", done.at.0, done.at.1), %error, "a write was not confirmed; it is decided again");
                 if !matches!(error, Error::OutcomeUnknown { .. }) {
-                    self.plans.remove(&done.at);
+                    self.drop_plan(&done.at);
                 }
                 // Not at once: the slow timer brings it back.
                 self.pending.insert(done.at);
