@@ -22,6 +22,8 @@ use tokio::sync::mpsc;
 const CALL: Duration = Duration::from_secs(6);
 /// Events told at once.
 const BATCH: usize = 256;
+/// Between two tellings.
+const GATHER: Duration = Duration::from_millis(250);
 /// The largest problem that is read.
 const PROBLEM_MAX: usize = 64 << 10;
 
@@ -58,6 +60,8 @@ pub async fn tell_events(peers: &Peers, mut noted: mpsc::Receiver<Event>) {
             tracing::debug!(%error, events = batch.len(), "events are known to this server alone");
         }
         batch.clear();
+        // Each telling is a connection of its own; a burst of events is few of them.
+        tokio::time::sleep(GATHER).await;
     }
 }
 
