@@ -27,6 +27,8 @@ const WHOLE: Size = Size { hosts: 500, instances: 5000, kills: 10, stops: 2 };
 
 /// Twice a leader's lease.
 const STOPPED: Duration = Duration::from_secs(4);
+/// A user turns to the other server after this.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Users who write at once.
 const WRITERS: usize = 8;
 /// All of it is done by then.
@@ -38,6 +40,8 @@ struct Site<'a> {
     servers: [&'a Cloud; 2],
     acknowledged: Mutex<BTreeMap<String, String>>,
     next: AtomicUsize,
+    /// As many may be made for now, so that there is something to write after each blow.
+    allowed: AtomicUsize,
     last_written: Mutex<Instant>,
     stop: AtomicBool,
 }
@@ -65,6 +69,7 @@ fn leaders_die_while_thousands_are_placed() {
         servers: [&lab[0], &lab[1]],
         acknowledged: Mutex::default(),
         next: AtomicUsize::new(0),
+        allowed: AtomicUsize::new(0),
         last_written: Mutex::new(Instant::now()),
         stop: AtomicBool::new(false),
     };
@@ -105,6 +110,9 @@ fn write(site: &Site<'_>, writer: usize) {
         if number >= site.size.instances || site.stop.load(Ordering::Relaxed) {
             return;
         }
+        while number >= site.allowed.load(Ordering::Relaxed) && !site.stop.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let name = format!("i{number}");
         let body = json!({"name": name, "spec": {
             "image": IMAGE, "memory": "100Mi", "nics": {"eth0": {"network": "wide"}},
@@ -113,7 +121,8 @@ fn write(site: &Site<'_>, writer: usize) {
         loop {
             let headers = [("idempotency-key", name.as_str())];
             let path = "/v1/projects/default/instances";
-            let answer = site.servers[server].try_api("POST", path, &headers, Some(body.as_bytes()));
+            let answer =
+                site.servers[server].try_api("POST", path, &headers, Some(body.as_bytes()), PATIENCE);
             match answer {
                 // The second is what was written before its answer was lost.
                 Ok(answer) if [201, 409].contains(&answer.status) => {
@@ -140,8 +149,10 @@ fn write(site: &Site<'_>, writer: usize) {
 fn disturb(site: &Site<'_>) {
     let Size { instances, kills, stops, .. } = site.size;
     let mut worst = Duration::ZERO;
+    let share = instances / (kills + stops + 1);
+    site.allowed.store(share, Ordering::Relaxed);
     for turn in 0..kills + stops {
-        let wanted = (turn + 1) * instances / (kills + stops + 1);
+        let wanted = (turn + 1) * share;
         eventually(&format!("{wanted} instances"), DONE, || {
             let have = site.acknowledged.lock().unwrap().len();
             assert!(!site.stop.load(Ordering::Relaxed), "a writer has failed");
@@ -150,13 +161,16 @@ fn disturb(site: &Site<'_>) {
         // One at a time: a server that was killed is started again after a while, longer each time.
         eventually("both servers answer", Duration::from_secs(120), || {
             let ready = |server: &&Cloud| {
-                server.try_api("GET", "/readyz", &[], None).is_ok_and(|ok| ok.status == 200)
+                server.try_api("GET", "/readyz", &[], None, PATIENCE).is_ok_and(|ok| ok.status == 200)
             };
             if site.servers.iter().all(ready) { Ok(()) } else { Err("not yet") }
         });
         let (leader, term) = eventually("a leader", Duration::from_secs(30), || leader(site).ok_or("none"));
         let every = (kills + stops) / stops;
         let stops = turn % every == every - 1;
+        let last = turn + 1 == site.size.kills + site.size.stops;
+        let more = if last { instances } else { wanted + share };
+        site.allowed.store(more, Ordering::Relaxed);
         let hit = Instant::now();
         let signal = if stops { Signal::SIGSTOP } else { Signal::SIGKILL };
         let pid = site.servers[leader].kill("server", signal);

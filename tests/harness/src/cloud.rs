@@ -147,21 +147,22 @@ impl Cloud {
         headers: &[(&str, &str)],
         body: Option<&[u8]>,
     ) -> Response {
-        match self.try_api(method, path, headers, body) {
+        match self.try_api(method, path, headers, body, REQUEST) {
             Ok(response) => response,
             Err(error) => panic!("{method} {path}: {error}{}", self.logs()),
         }
     }
 
-    /// The same, for a server that may be away.
+    /// The same, for a server that may be away or hang; `timeout` bounds each read and write.
     pub fn try_api(
         &self,
         method: &str,
         path: &str,
         headers: &[(&str, &str)],
         body: Option<&[u8]>,
+        timeout: Duration,
     ) -> std::io::Result<Response> {
-        http::request(&self.path("/run/enoki/api.sock"), method, path, headers, body, REQUEST)
+        http::request(&self.path("/run/enoki/api.sock"), method, path, headers, body, timeout)
     }
 
     /// The process whose namespaces these are.
