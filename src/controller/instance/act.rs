@@ -30,8 +30,11 @@ pub struct Plan {
 /// What the transaction compares: with another revision there it can not be applied any more.
 #[derive(Clone, Copy)]
 enum StandsOn {
-    /// The spec of an instance without an assignment.
-    Spec(u64),
+    /// The specs of an instance without an assignment and of its host.
+    Specs {
+        instance: u64,
+        host: u64,
+    },
     Assignment(u64),
 }
 
@@ -51,8 +54,11 @@ impl Plan {
     pub fn is_open(&self, snapshot: &Snapshot) -> bool {
         let placed = snapshot.assignments.get(&self.at).map(|placed| placed.revision);
         let spec = snapshot.instances.at(&self.at).map(|row| row.object.revision);
+        let host_spec = snapshot.hosts.get("", &self.assignment.host).map(|row| row.object.revision);
         match self.stands_on {
-            StandsOn::Spec(revision) => placed.is_none() && spec == Some(revision),
+            StandsOn::Specs { instance, host } => {
+                placed.is_none() && spec == Some(instance) && host_spec == Some(host)
+            }
             StandsOn::Assignment(revision) => placed == Some(revision),
         }
     }
@@ -65,9 +71,11 @@ impl Plan {
             found.map(|(_, stored)| stored.as_ref().map(|stored| stored.mod_revision))
         };
         match self.stands_on {
-            StandsOn::Spec(revision) => {
-                let moved = now(keys.spec()).is_some_and(|now| now != Some(revision));
-                moved || now(keys.assignment()).is_some_and(|now| now.is_some())
+            StandsOn::Specs { instance, host } => {
+                let host_key = Key::spec("hosts", None, &self.assignment.host).ok().map(String::from);
+                now(keys.spec()).is_some_and(|now| now != Some(instance))
+                    || now(host_key).is_some_and(|now| now != Some(host))
+                    || now(keys.assignment()).is_some_and(|now| now.is_some())
             }
             StandsOn::Assignment(revision) => now(keys.assignment()).is_some_and(|now| now != Some(revision)),
         }
@@ -79,7 +87,7 @@ impl Plan {
     }
 
     pub fn is_placement(&self) -> bool {
-        matches!(self.stands_on, StandsOn::Spec(_))
+        matches!(self.stands_on, StandsOn::Specs { .. })
     }
 
     /// Makes `world` what it will be once the plan is committed. What a smaller grant gives back is not there before.
@@ -194,7 +202,8 @@ pub fn place(
         granted: instance.spec.resources(),
         nics,
     };
-    Ok(Plan { at, stands_on: StandsOn::Spec(instance.revision), assignment, claims })
+    let host = world.hosts.get("", &assignment.host).map_or(0, |row| row.object.revision);
+    Ok(Plan { at, stands_on: StandsOn::Specs { instance: instance.revision, host }, assignment, claims })
 }
 
 /// The one transaction for an instance's effect and its status. None: nothing to write.
@@ -348,7 +357,9 @@ mod tests {
     use crate::store::Compare;
     use crate::store::memory::Memory;
     use enoki_api::host::{HostPhase, HostSpec, HostStatus};
+    use enoki_api::instance::Resources;
     use enoki_api::object::Object;
+    use enoki_api::quantity::Bytes;
 
     /// Whoever cordoned the host in between has changed its spec: nothing lands there after.
     #[tokio::test]
@@ -375,5 +386,37 @@ mod tests {
         let txn = transaction(&snapshot, row, Some(&effect), &status, None, Timestamp::UNIX_EPOCH);
         let compares = txn.unwrap().compares;
         assert!(compares.contains(&Compare::ModRevision("/enoki/v1/hosts/h1".into(), 7)), "{compares:?}");
+    }
+
+    #[test]
+    fn a_grant_under_way_counts_and_what_it_gives_back_does_not() {
+        let at: At = ("default".into(), "web1".into());
+        let spec = InstanceSpec::new("a");
+        let instance = Object::new(Some("default"), "web1", Default::default(), spec, Timestamp::UNIX_EPOCH);
+        let with = |memory: u64| Assignment {
+            uid: instance.uid.clone(),
+            host: "h1".into(),
+            epoch: 1,
+            generation: 1,
+            granted: Resources { memory: Some(Bytes(memory)), ..Resources::default() },
+            nics: Default::default(),
+        };
+        let mut snapshot = Snapshot::default();
+        snapshot.seed_instance(instance.clone());
+        let placed = Placed { assignment: with(100), revision: 5 };
+        snapshot.assign(at.clone(), placed.clone());
+        for (asked, counts) in [(300, 300), (50, 100)] {
+            let plan = Plan::grant(&placed, at.clone(), with(asked));
+            let mut world = snapshot.clone();
+            plan.apply(&mut world);
+            plan.apply(&mut world);
+            assert_eq!(world.granted["h1"].memory, Bytes(counts), "{asked} are asked");
+            assert!(plan.is_open(&snapshot));
+            assert!(plan.is_overtaken(&[("/enoki/v1/assignments/default/web1".to_owned(), None)]));
+            let mut later = snapshot.clone();
+            later.unassign(&at);
+            later.assign(at.clone(), Placed { revision: 6, ..placed.clone() });
+            assert!(!plan.is_open(&later));
+        }
     }
 }
