@@ -8,7 +8,7 @@ use crate::cli::server::JoinArgs;
 use crate::config::{ServerConfig, paths};
 use crate::controller;
 use crate::dispatch::{self, Broker, Dispatch, Events, Fanout, Live};
-use crate::http::{self, App, with_default_network};
+use crate::http::{self, App, SystemNetworks, with_default_network};
 use crate::image::Archives;
 use crate::listen::{self, Serving, TlsListener, serve};
 use crate::peers::{self, Peers};
@@ -19,6 +19,7 @@ use crate::store::keys::Key;
 use crate::store::{Outcome, Store, Txn};
 use anyhow::Context;
 use enoki_api::endpoint::Authority;
+use enoki_api::network::NetworkKind;
 use enoki_api::object::Object;
 use enoki_api::project::{DEFAULT, ProjectSpec};
 use enoki_api::tls::Fingerprint;
@@ -52,6 +53,9 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> anyhow::Resul
     let me = Server { name: config.name.clone(), address: reached_at.first().map(ToString::to_string) };
     let peers = Peers::new(state.clone(), pki.clone(), me.clone());
     let policy = Policy { cpu_overcommit: config.cpu_overcommit };
+    // Who listens may get more hosts.
+    let kind = if config.listen().is_some() { NetworkKind::Vxlan } else { NetworkKind::Local };
+    let networks = SystemNetworks { pool: config.pool, kind };
     let app = App::new(
         state.clone(),
         store.clone(),
@@ -62,7 +66,7 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> anyhow::Resul
         sealer.clone(),
         archives.clone(),
         policy,
-        config.pool,
+        networks,
         audit.clone(),
         Fingerprint::of(&CertificateDer::from_pem_file(pki.ca()).context("the CA's certificate")?),
     );
@@ -97,7 +101,7 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> anyhow::Resul
 
     let parts = async {
         let feed = state::feed(state.clone(), store.clone(), stop.clone());
-        let bootstrap = bootstrap(&state, &*store, config.pool, &stop);
+        let bootstrap = bootstrap(&state, &*store, networks, &stop);
         let lead = controller::run(context, me.clone(), stop.clone());
         // The first part that fails ends the server; the supervisor starts it afresh.
         tokio::try_join!(
@@ -171,7 +175,12 @@ async fn connect(config: &ServerConfig) -> anyhow::Result<Etcd> {
 }
 
 /// A new store gets the default project and its network, whichever server comes first.
-pub async fn bootstrap(state: &State, store: &dyn Store, pool: ipnet::Ipv4Net, stop: &CancellationToken) {
+pub async fn bootstrap(
+    state: &State,
+    store: &dyn Store,
+    networks: SystemNetworks,
+    stop: &CancellationToken,
+) {
     while !stop.is_cancelled() {
         if !state.reached(0, Duration::from_secs(5)).await {
             continue;
@@ -187,7 +196,7 @@ pub async fn bootstrap(state: &State, store: &dyn Store, pool: ipnet::Ipv4Net, s
             .map_err(anyhow::Error::from)
             .and_then(|key| {
                 let txn = Txn::new().when_absent(key.clone()).put(key, encode_new(&project));
-                Ok(with_default_network(pool, &snapshot, DEFAULT, txn)?)
+                Ok(with_default_network(networks, &snapshot, DEFAULT, txn)?)
             });
         let result = match txn {
             Ok(txn) => store.txn(txn).await.map_err(anyhow::Error::from),

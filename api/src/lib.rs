@@ -5,6 +5,7 @@
 //! unknown fields are refused at the edge ([`decode::strict`]) and kept in the store (the store overlays a
 //! typed value on the JSON it read).
 
+pub mod audit;
 pub mod cpuset;
 pub mod decode;
 pub mod error;

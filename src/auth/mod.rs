@@ -3,5 +3,6 @@
 pub mod actor;
 pub mod audit;
 pub mod ca;
+pub mod quota;
 pub mod roles;
 pub mod seal;

@@ -5,9 +5,10 @@ use super::answer::{self, CATCH_UP};
 use crate::state::{At, Snapshot};
 use crate::store::{Outcome, Txn};
 use enoki_api::error::{Code, Problem};
+use tokio::time::timeout;
 
 /// Writes that lose a race are planned anew this often.
-const TRIES: usize = 5;
+const TRIES: usize = 12;
 
 /// What a look at the snapshot leads to.
 pub enum Step<N, W> {
@@ -31,6 +32,7 @@ pub async fn commit<N, W>(
     at: &At,
     plan: impl Fn(&Snapshot) -> Result<Step<N, W>, Problem>,
 ) -> Result<Done<N, W>, Problem> {
+    let mut turn = None;
     for _ in 0..TRIES {
         let snapshot = app.state.snapshot();
         let (txn, written) = match plan(&snapshot)? {
@@ -49,6 +51,11 @@ pub async fn commit<N, W>(
                 return Err(Problem::new(Code::StaleReplica, message).hint(hint));
             }
             Outcome::Conflict { .. } => {}
+        }
+        // Those that lost go one after the other: many that touch one key would else lose to each other again and
+        // again. The next one's turn comes when this server has seen what was written in this.
+        if turn.is_none() {
+            turn = timeout(CATCH_UP, app.turns.acquire()).await.ok();
         }
     }
     Err(Problem::new(

@@ -20,12 +20,13 @@ mod objects;
 mod openapi;
 mod orphans;
 mod query;
+mod quota;
 mod servers;
 mod streams;
 mod wait;
 mod watch;
 
-pub use kinds::project::with_default_network;
+pub use kinds::project::{SystemNetworks, with_default_network};
 
 use crate::auth::audit::Audit;
 use crate::auth::seal::Sealer;
@@ -39,8 +40,8 @@ use axum::Router;
 use enoki_api::error::{Code, Problem};
 use enoki_api::tls::Fingerprint;
 use idempotency::Idempotency;
-use ipnet::Ipv4Net;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 
 /// What handlers work with. Cheap to clone.
 #[derive(Clone)]
@@ -54,12 +55,13 @@ pub struct App {
     pub sealer: Arc<Sealer>,
     pub archives: Archives,
     pub policy: Policy,
-    /// Where the networks that the system makes get their CIDRs.
-    pub pool: Ipv4Net,
+    pub networks: SystemNetworks,
     pub audit: Audit,
     /// Of the cloud's CA: what a token carries.
     pub ca: Fingerprint,
     idempotency: Idempotency,
+    /// Of those who lost a race: see [`commit`].
+    turns: Arc<Semaphore>,
 }
 
 impl App {
@@ -77,7 +79,7 @@ impl App {
         sealer: Arc<Sealer>,
         archives: Archives,
         policy: Policy,
-        pool: Ipv4Net,
+        networks: SystemNetworks,
         audit: Audit,
         ca: Fingerprint,
     ) -> Self {
@@ -92,10 +94,11 @@ impl App {
             sealer,
             archives,
             policy,
-            pool,
+            networks,
             audit,
             ca,
             idempotency,
+            turns: Arc::new(Semaphore::new(1)),
         }
     }
 }

@@ -302,7 +302,9 @@ async fn make<K: Managed>(
         let mut object = wanted.clone();
         let mut txn = Txn::new();
         if let Some(project) = project {
-            txn = txn.when_present(key(Key::spec("projects", None, project))?);
+            // Unchanged, not only present: its quota may be another.
+            let revision = snapshot.projects.get("", project).map_or(0, |row| row.object.revision);
+            txn = txn.when_unchanged(key(Key::spec("projects", None, project))?, revision);
         }
         let spec_key = key(Key::spec(K::KIND.plural(), project, &at.1))?;
         txn = K::create(app, snapshot, &mut object, txn.when_absent(spec_key.clone()))?;

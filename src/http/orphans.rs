@@ -6,6 +6,7 @@ use super::commit::{Step, commit};
 use super::kinds::network::{claimed, guarded, overlapping};
 use super::objects::key;
 use super::query::Params;
+use super::quota;
 use crate::state::{Snapshot, encode_new};
 use crate::store::Txn;
 use crate::store::keys::Key;
@@ -102,7 +103,7 @@ fn restored(snapshot: &Snapshot, host: &str, order: &Order) -> Result<Txn, Probl
         return Err(Problem::invalid_field("name", format!("another instance has the name {name}"))
             .holder(row.object.uid.to_string()));
     }
-    let mut txn = Txn::new();
+    let mut txn = quota::counted(snapshot, &project, Txn::new())?;
     if snapshot.projects.get("", &project).is_none() {
         let object =
             Object::new(None, &project, Default::default(), ProjectSpec::default(), Timestamp::now());

@@ -49,7 +49,7 @@ pub struct Snapshot {
     pub servers: OrdMap<String, Arc<Server>>,
     /// Uids of the tombstones that are still to be acted on: few, while those that were are kept for a month.
     pub open_tombstones: OrdSet<String>,
-    /// Revisions of keys that only guard something (segments).
+    /// Revisions of keys that only guard something (segments, quotas).
     pub guards: OrdMap<String, Revision>,
     /// Keys whose value does not decode, and why: shown, acted on by nobody.
     pub undecodable: OrdMap<String, String>,
@@ -237,7 +237,7 @@ impl Snapshot {
                 self.tombstones.insert(uid.clone(), Arc::new((tombstone, stored.mod_revision)));
                 Ok(())
             }
-            Key::Segment { .. } => {
+            Key::Segment { .. } | Key::Quota { .. } => {
                 self.guards.insert(key.to_string(), stored.mod_revision);
                 Ok(())
             }
@@ -320,7 +320,7 @@ impl Snapshot {
                 self.tombstones.remove(uid);
                 self.open_tombstones.remove(uid);
             }
-            Key::Segment { .. } => drop(self.guards.remove(&key.to_string())),
+            Key::Segment { .. } | Key::Quota { .. } => drop(self.guards.remove(&key.to_string())),
             Key::Election { .. } => self.leader = None,
             Key::Server { name } => drop(self.servers.remove(name)),
             Key::Scale { .. } => {}

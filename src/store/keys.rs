@@ -6,6 +6,7 @@
 //! /enoki/v1/assignments/PROJECT/NAME              the binding of an instance to a host
 //! /enoki/v1/addresses/PROJECT/NETWORK/ADDRESS     who has an address
 //! /enoki/v1/segments/TYPE/ID                      who has a segment
+//! /enoki/v1/quotas/PROJECT                         touched by every write that grows what its quota bounds
 //! /enoki/v1/scale/PROJECT/APP                     the autoscaler's word
 //! /enoki/v1/tombstones/UID                        what has to go
 //! /enoki/v1/elections/NAME                        who leads; its create_revision is the fence
@@ -33,8 +34,8 @@ pub const MAX_NAME_BYTES: usize = 512;
 pub const SITE_KINDS: [&str; 4] = ["hosts", "projects", "operations", "tokens"];
 
 /// First parts that are not kinds.
-const RESERVED: [&str; 8] =
-    ["status", "assignments", "addresses", "segments", "scale", "tombstones", "elections", "servers"];
+const RESERVED: [&str; 9] =
+    ["status", "assignments", "addresses", "segments", "quotas", "scale", "tombstones", "elections", "servers"];
 
 /// All but letters, digits and what is harmless and common in names.
 const ENCODED: &AsciiSet =
@@ -66,6 +67,9 @@ pub enum Key {
         /// local, vxlan or vlan.
         network_type: String,
         id: u32,
+    },
+    Quota {
+        project: String,
     },
     Scale {
         project: String,
@@ -109,6 +113,10 @@ impl Key {
         Ok(Key::Segment { network_type: checked("network type", network_type)?, id })
     }
 
+    pub fn quota(project: &str) -> Result<Key, Error> {
+        Ok(Key::Quota { project: checked("project", project)? })
+    }
+
     pub fn scale(project: &str, app: &str) -> Result<Key, Error> {
         Ok(Key::Scale { project: checked("project", project)?, app: checked("app", app)? })
     }
@@ -133,6 +141,7 @@ impl Key {
                 Key::address(project, network, address.parse().ok()?).ok()?
             }
             ["segments", network_type, id] => Key::segment(network_type, id.parse().ok()?).ok()?,
+            ["quotas", project] => Key::quota(project).ok()?,
             ["scale", project, app] => Key::scale(project, app).ok()?,
             ["tombstones", uid] => Key::tombstone(uid).ok()?,
             ["elections", name] => Key::Election { name: checked("election", name).ok()? },
@@ -158,6 +167,7 @@ impl fmt::Display for Key {
             Key::Segment { network_type, id } => {
                 write!(f, "segments/{}/{id}", encode(network_type))
             }
+            Key::Quota { project } => write!(f, "quotas/{}", encode(project)),
             Key::Scale { project, app } => write!(f, "scale/{}/{}", encode(project), encode(app)),
             Key::Tombstone { uid } => write!(f, "tombstones/{}", encode(uid)),
             Key::Election { name } => write!(f, "elections/{}", encode(name)),
@@ -294,6 +304,7 @@ mod tests {
                 "/enoki/v1/addresses/default/blue/fd00::1",
             ),
             (key(Key::segment("vxlan", 4096)), "/enoki/v1/segments/vxlan/4096"),
+            (key(Key::quota("shop")), "/enoki/v1/quotas/shop"),
             (key(Key::scale("default", "shop")), "/enoki/v1/scale/default/shop"),
             (key(Key::tombstone("5d2c")), "/enoki/v1/tombstones/5d2c"),
             (election("leader").unwrap(), "/enoki/v1/elections/leader"),

@@ -1,7 +1,8 @@
 //! Instances: references that exist, addresses claimed with the spec, changes by their class, tombstones on delete.
 
-use crate::http::App;
+use crate::auth::quota::Asked;
 use crate::http::objects::{Deletion, Managed, key};
+use crate::http::{App, quota};
 use crate::scheduler::{self, Request, Verdict};
 use crate::state::{At, Row, Snapshot, Table, release};
 use crate::store::Txn;
@@ -33,6 +34,7 @@ impl Managed for InstanceSpec {
     fn create(app: &App, snapshot: &Snapshot, instance: &mut Object<Self>, txn: Txn) -> Result<Txn, Problem> {
         refuse_orphaned(app, instance)?;
         let txn = references(snapshot, instance, txn)?;
+        let txn = within_quota(snapshot, None, instance, txn)?;
         claims(app, snapshot, instance, txn)
     }
 
@@ -47,6 +49,7 @@ impl Managed for InstanceSpec {
         new.spec.restart_count = new.spec.restart_count.max(old.object.spec.restart_count);
         new.spec.rebuild_count = old.object.spec.rebuild_count;
         refuse_unchangeable(&old.object.spec, &new.spec)?;
+        let txn = within_quota(snapshot, Some(&old.object.spec), new, txn)?;
         references(snapshot, new, txn)
     }
 
@@ -114,6 +117,16 @@ fn doom(instance: &Instance, host: Option<&str>, txn: Txn) -> Result<Txn, Proble
     let txn = bury(txn, &tombstone(instance.uid.clone(), Doomed::Instance))?;
     let disk = disk_uid(&instance.uid, instance.spec.rebuild_count);
     if host.is_some() { bury(txn, &tombstone(disk, Doomed::Disk)) } else { Ok(txn) }
+}
+
+fn within_quota(
+    snapshot: &Snapshot,
+    before: Option<&InstanceSpec>,
+    instance: &Instance,
+    txn: Txn,
+) -> Result<Txn, Problem> {
+    let asked = Asked::Instance { before, wanted: &instance.spec };
+    quota::within(snapshot, instance.project.as_deref().unwrap_or_default(), asked, txn)
 }
 
 /// Adds the order to destroy one thing.

@@ -1,7 +1,8 @@
 //! Networks: no two ranges overlap, no two have one segment, none goes while an instance is on it.
 
-use crate::http::App;
+use crate::auth::quota::Asked;
 use crate::http::objects::{Deletion, Managed, key};
+use crate::http::{App, quota};
 use crate::state::{Row, Snapshot, Table};
 use crate::store::Txn;
 use crate::store::keys::Key;
@@ -52,9 +53,11 @@ impl Managed for NetworkSpec {
                 .field("spec.cidr")
                 .holder(other.key().to_string()));
         }
-        if network.spec.kind == NetworkKind::Vxlan && network.spec.segment.is_none() {
-            network.spec.segment = Some(free_segment(snapshot)?);
+        if network.spec.segment.is_none() {
+            network.spec.segment = segment_for(snapshot, network.spec.kind)?;
         }
+        let project = network.project.as_deref().unwrap_or_default();
+        let txn = quota::within(snapshot, project, Asked::Network, txn)?;
         claimed(snapshot, network, guarded(snapshot, txn)?)
     }
 
@@ -112,6 +115,14 @@ pub fn claimed(snapshot: &Snapshot, network: &Network, txn: Txn) -> Result<Txn, 
     }
     let value = serde_json::json!({"network": network.key().to_string(), "uid": network.uid});
     Ok(txn.when_absent(claim.clone()).put(claim, value.to_string()))
+}
+
+/// The segment of a new network that names none. None: this kind has no number.
+pub fn segment_for(snapshot: &Snapshot, kind: NetworkKind) -> Result<Option<u32>, Problem> {
+    match kind {
+        NetworkKind::Vxlan => free_segment(snapshot).map(Some),
+        NetworkKind::Local | NetworkKind::Vlan | NetworkKind::Unknown => Ok(None),
+    }
 }
 
 /// The lowest number that no network has.

@@ -2,6 +2,7 @@
 
 use super::network;
 use crate::auth::actor::Actor;
+use crate::auth::quota;
 use crate::http::App;
 use crate::http::objects::{Deletion, Managed, key};
 use crate::state::{Row, Snapshot, Table, encode_new};
@@ -11,7 +12,7 @@ use enoki_api::error::{Code, Problem};
 use enoki_api::instance::DEFAULT_NETWORK;
 use enoki_api::network::{Egress, Gateway, NetworkKind, NetworkSpec};
 use enoki_api::object::{Object, Uid};
-use enoki_api::project::{DEFAULT, ProjectSpec, ProjectStatus};
+use enoki_api::project::{DEFAULT, ProjectSpec};
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
 
@@ -24,12 +25,7 @@ impl Managed for ProjectSpec {
     }
 
     fn present(_app: &App, snapshot: &Snapshot, project: &mut Object<Self>) {
-        let name = Some(project.name.as_str());
-        project.status = ProjectStatus {
-            instances: snapshot.instances.of(name).count() as u64,
-            networks: snapshot.networks.of(name).count() as u64,
-            volumes: snapshot.volumes.of(name).count() as u64,
-        };
+        project.status = quota::used(snapshot, &project.name);
     }
 
     fn visible(project: &Object<Self>, actor: &Actor) -> bool {
@@ -37,7 +33,7 @@ impl Managed for ProjectSpec {
     }
 
     fn create(app: &App, snapshot: &Snapshot, project: &mut Object<Self>, txn: Txn) -> Result<Txn, Problem> {
-        with_default_network(app.pool, snapshot, &project.name, txn)
+        with_default_network(app.networks, snapshot, &project.name, txn)
     }
 
     fn delete(
@@ -51,7 +47,7 @@ impl Managed for ProjectSpec {
             return Err(Problem::new(Code::InUse, "the default project stays").holder("the cloud itself"));
         }
         super::refuse_used(row.place(), contents(snapshot, name))?;
-        let mut txn = txn;
+        let mut txn = txn.delete(key(Key::quota(name))?);
         for network in snapshot.networks.of(Some(name)) {
             txn = network::gone(snapshot, &network.object, txn)?;
             txn = txn.delete(key(Key::spec("networks", Some(name), &network.object.name))?);
@@ -79,9 +75,18 @@ fn lasting_uid(project: &str, cidr: Ipv4Net) -> Uid {
     Uid::from(uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, name.as_bytes()))
 }
 
+/// How the networks are that the system makes.
+#[derive(Clone, Copy, Debug)]
+pub struct SystemNetworks {
+    /// Where they get their CIDRs.
+    pub pool: Ipv4Net,
+    /// Vxlan where the cloud may have many hosts, for instances without a word about networks reach each other.
+    pub kind: NetworkKind,
+}
+
 /// Adds a project's `default` network: the next free range of the pool, a way out through the host.
 pub fn with_default_network(
-    pool: Ipv4Net,
+    SystemNetworks { pool, kind }: SystemNetworks,
     snapshot: &Snapshot,
     project: &str,
     txn: Txn,
@@ -92,16 +97,11 @@ pub fn with_default_network(
         Problem::new(Code::CidrTaken, format!("the pool {pool} has no free /{PREFIX} left"))
             .hint("delete a network or enlarge the pool")
     })?;
-    let spec = NetworkSpec {
-        kind: NetworkKind::Local,
-        cidr,
-        gateway: Gateway::Host,
-        egress: Egress::Nat,
-        segment: None,
-    };
+    let segment = network::segment_for(snapshot, kind)?;
+    let spec = NetworkSpec { kind, cidr, gateway: Gateway::Host, egress: Egress::Nat, segment };
     let mut network = Object::new(Some(project), DEFAULT_NETWORK, Default::default(), spec, Timestamp::now());
     network.uid = lasting_uid(project, cidr);
     let spec_key = key(Key::spec("networks", Some(project), DEFAULT_NETWORK))?;
-    let txn = network::guarded(snapshot, txn)?;
+    let txn = network::claimed(snapshot, &network, network::guarded(snapshot, txn)?)?;
     Ok(txn.when_absent(spec_key.clone()).put(spec_key, encode_new(&network)))
 }

@@ -1,7 +1,8 @@
 //! Volumes: a local one belongs to the host of the first instance that mounts it, and is destroyed there.
 
-use crate::http::App;
+use crate::auth::quota::Asked;
 use crate::http::objects::{Deletion, Managed, key};
+use crate::http::{App, quota};
 use crate::state::{Row, Snapshot, Table};
 use crate::store::Txn;
 use crate::store::keys::Key;
@@ -24,6 +25,10 @@ impl Managed for VolumeSpec {
 
     fn for_admins(old: Option<&Self>, new: &Self) -> Option<&'static str> {
         (new.path.is_some() && old.is_none_or(|old| old.path != new.path)).then_some("spec.path")
+    }
+
+    fn create(_app: &App, snapshot: &Snapshot, volume: &mut Object<Self>, txn: Txn) -> Result<Txn, Problem> {
+        quota::within(snapshot, volume.project.as_deref().unwrap_or_default(), Asked::Volume, txn)
     }
 
     fn update(
