@@ -175,12 +175,7 @@ async fn connect(config: &ServerConfig) -> anyhow::Result<Etcd> {
 }
 
 /// A new store gets the default project and its network, whichever server comes first.
-pub async fn bootstrap(
-    state: &State,
-    store: &dyn Store,
-    networks: SystemNetworks,
-    stop: &CancellationToken,
-) {
+pub async fn bootstrap(state: &State, store: &dyn Store, networks: SystemNetworks, stop: &CancellationToken) {
     while !stop.is_cancelled() {
         if !state.reached(0, Duration::from_secs(5)).await {
             continue;

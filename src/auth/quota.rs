@@ -41,9 +41,8 @@ impl Asked<'_> {
     /// Whether it begins to run, or runs on, without a limit that it was not without before.
     fn unlimited(&self, resource: Resource) -> bool {
         let Asked::Instance { before, wanted } = self else { return false };
-        let starts = |before: &InstanceSpec| {
-            before.state != RunState::Running && wanted.state == RunState::Running
-        };
+        let starts =
+            |before: &InstanceSpec| before.state != RunState::Running && wanted.state == RunState::Running;
         resource.unlimited(wanted)
             && before.is_none_or(|before| !resource.unlimited(before) || starts(before))
     }
@@ -86,11 +85,13 @@ pub fn check(project: &str, quota: &Quota, used: &ProjectStatus, asked: Asked<'_
     for resource in Resource::ALL {
         let Some(allowed) = quota.of(resource) else { continue };
         let (name, more, used) = (resource.name(), growth.of(resource), used.of(resource));
-        let beyond = |detail: String| {
-            Problem::new(Code::QuotaExceeded, detail).holder(format!("project {project}"))
-        };
+        let beyond =
+            |detail: String| Problem::new(Code::QuotaExceeded, detail).holder(format!("project {project}"));
         if asked.unlimited(resource) {
-            let detail = format!("an instance without a limit, where the project may have {name} {}", resource.print(allowed));
+            let detail = format!(
+                "an instance without a limit, where the project may have {name} {}",
+                resource.print(allowed)
+            );
             faults.push(beyond(detail).field(format!("spec.{name}")).hint(format!("set {name}")));
         } else if more > 0 && used.saturating_add(more) > allowed {
             let detail = format!(
@@ -134,7 +135,8 @@ mod tests {
             [("shop", "a", false), ("shop", "b", true), ("other", "c", false), ("shopping", "d", false)]
         {
             let spec = instance(Some(500), Some(1 << 20));
-            let mut object = Object::new(Some(project), name, Default::default(), spec, Timestamp::UNIX_EPOCH);
+            let mut object =
+                Object::new(Some(project), name, Default::default(), spec, Timestamp::UNIX_EPOCH);
             object.deleted_at = deleting.then_some(Timestamp::UNIX_EPOCH);
             snapshot.seed_instance(object);
         }
@@ -149,8 +151,13 @@ mod tests {
         let network: NetworkSpec =
             serde_json::from_value(serde_json::json!({"cidr": "198.18.100.0/24"})).unwrap();
         for project in ["shop", "other"] {
-            let made =
-                Object::new(Some(project), "blue", Default::default(), network.clone(), Timestamp::UNIX_EPOCH);
+            let made = Object::new(
+                Some(project),
+                "blue",
+                Default::default(),
+                network.clone(),
+                Timestamp::UNIX_EPOCH,
+            );
             snapshot.seed_network(made);
         }
         let wanted = ProjectStatus {
@@ -194,8 +201,7 @@ mod tests {
     #[test]
     fn a_change_is_asked_only_for_what_it_adds() {
         // Lowered below what is used: 3 of 2.
-        let quota =
-            Quota { cpus: Some(MilliCpu(2000)), memory: Some(Bytes(1 << 30)), ..Default::default() };
+        let quota = Quota { cpus: Some(MilliCpu(2000)), memory: Some(Bytes(1 << 30)), ..Default::default() };
         let used = ProjectStatus { cpus: MilliCpu(3000), memory: Bytes(1 << 29), ..Default::default() };
         let before = instance(Some(1000), Some(1 << 28));
         for (wanted, refused) in [
@@ -203,8 +209,14 @@ mod tests {
             (instance(Some(900), Some(1 << 28)), None),
             (instance(Some(900), Some(3 << 28)), None),
             (instance(Some(1001), Some(1 << 28)), Some("cpus: 0.001 more asked, 3 of 2 used")),
-            (instance(Some(900), Some((3 << 28) + 1)), Some("memory: 536870913 more asked, 512Mi of 1Gi used")),
-            (instance(Some(1000), None), Some("an instance without a limit, where the project may have memory 1Gi")),
+            (
+                instance(Some(900), Some((3 << 28) + 1)),
+                Some("memory: 536870913 more asked, 512Mi of 1Gi used"),
+            ),
+            (
+                instance(Some(1000), None),
+                Some("an instance without a limit, where the project may have memory 1Gi"),
+            ),
         ] {
             let asked = Asked::Instance { before: Some(&before), wanted: &wanted };
             assert_eq!(code(&quota, &used, asked).as_deref(), refused, "{wanted:?}");
@@ -220,7 +232,14 @@ mod tests {
         let mut limited = stopped.clone();
         (limited.cpus, limited.state) = (Some(MilliCpu(10)), RunState::Running);
         assert!(change(&stopped, &limited).is_some(), "a limit is asked for like any other growth");
-        assert_eq!(change(&before, &{ let mut off = before.clone(); off.state = RunState::Stopped; off }), None);
+        assert_eq!(
+            change(&before, &{
+                let mut off = before.clone();
+                off.state = RunState::Stopped;
+                off
+            }),
+            None
+        );
     }
 
     #[test]

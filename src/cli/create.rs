@@ -2,6 +2,7 @@
 
 use super::context::{CALL, Context};
 use super::failure::Failure;
+use super::quota::QuotaFlags;
 use super::run::{Pair, labels};
 use super::terminal;
 use enoki_api::client::WriteOptions;
@@ -96,6 +97,25 @@ pub enum ProjectCommand {
         description: Option<String>,
         #[command(flatten)]
         make: Make,
+        // Last: its heading would stand over what follows.
+        #[command(flatten)]
+        quota: QuotaFlags,
+    },
+    /// Shows what a project uses of its quota, or changes the quota
+    #[command(after_help = "\
+A quota counts what specs ask for, whether it runs or not. One below what is used stops growth and nothing else.
+
+Examples:
+  enoki project quota shop
+  enoki project quota shop --cpus 8 --memory 16Gi --instances 20
+  enoki project quota shop --memory none")]
+    Quota {
+        name: String,
+        /// Only tell what would be changed
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        quota: QuotaFlags,
     },
     /// Lists the projects
     List,
@@ -160,10 +180,14 @@ fn secret_value(key: &str, path: &str) -> Result<String, Failure> {
 
 pub async fn project(ctx: &Context, command: ProjectCommand) -> Result<(), Failure> {
     match command {
-        ProjectCommand::Create { name, description, make } => {
+        ProjectCommand::Create { name, description, make, quota } => {
             let mut spec = json!({});
             set(&mut spec, "description", description.map(|text| json!(text)));
+            set(&mut spec, "quota", Some(quota.patch()).filter(|quota| !quota.is_empty()).map(Value::from));
             create(ctx, Kind::Project, &name, spec, &make).await
+        }
+        ProjectCommand::Quota { name, dry_run, quota } => {
+            super::quota::quota(ctx, &name, &quota, dry_run).await
         }
         ProjectCommand::List => list(ctx, Kind::Project).await,
     }

@@ -10,6 +10,7 @@ use enoki_api::client::Target;
 use enoki_api::event::Event;
 use enoki_api::instance::{EnvValue, LimitsState, Phase};
 use enoki_api::operation::Step;
+use enoki_api::project::Resource;
 use enoki_api::{Host, Image, Instance, Kind, Labels, Network, Operation, Project, Secret, Token, Volume};
 use serde_json::Value;
 
@@ -355,9 +356,12 @@ fn image_sheet(sheet: &mut Sheet, image: &Image) {
 
 fn project_sheet(sheet: &mut Sheet, project: &Project) {
     sheet.field("Description", &project.spec.description);
-    sheet.field("Instances", project.status.instances);
-    sheet.field("Networks", project.status.networks);
-    sheet.field("Volumes", project.status.volumes);
+    sheet.heading("Used of its quota");
+    for resource in Resource::ALL {
+        let used = resource.print(project.status.of(resource));
+        let allowed = project.spec.quota.of(resource).map(|most| format!(" of {}", resource.print(most)));
+        sheet.inner(resource.name(), format!("{used}{}", allowed.unwrap_or_default()));
+    }
 }
 
 fn used(by: &[String]) -> String {

@@ -94,7 +94,8 @@ impl LimitFlags {
     }
 }
 
-fn set<T: Serialize>(patch: &mut Map<String, Value>, field: &str, limit: &Option<Limit<T>>) {
+/// Adds what was given.
+pub fn set<T: Serialize>(patch: &mut Map<String, Value>, field: &str, limit: &Option<Limit<T>>) {
     if let Some(limit) = limit {
         patch.insert(field.into(), limit.json());
     }

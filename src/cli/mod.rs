@@ -7,6 +7,7 @@
 mod adopt;
 mod apply;
 mod attach;
+mod audit;
 mod context;
 pub mod contexts;
 mod create;
@@ -21,6 +22,7 @@ mod manifest;
 mod operation;
 mod output;
 mod plan;
+mod quota;
 mod run;
 pub mod server;
 mod table;
@@ -95,6 +97,7 @@ pub enum Command {
     #[command(subcommand)]
     Operation(operation::OperationCommand),
     Adopt(adopt::Adopt),
+    Audit(audit::Audit),
     Login(contexts::Login),
     #[command(subcommand)]
     Context(contexts::ContextCommand),
@@ -173,6 +176,7 @@ async fn dispatch(cli: Cli, whole: clap::Command) -> Result<u8, Failure> {
             None => return Err(Failure::usage("a server is run, not asked")),
         },
         Command::Operation(command) => operation::operation(ctx, command).await?,
+        Command::Audit(args) => audit::audit(ctx, args).await?,
         Command::Adopt(args) => adopt::adopt(ctx, args).await?,
     }
     Ok(0)

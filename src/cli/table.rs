@@ -2,8 +2,10 @@
 
 use super::failure::Failure;
 use super::output::{self, Format};
+use super::quota::share;
 use enoki_api::event::Event;
 use enoki_api::host::HostPhase;
+use enoki_api::project::Resource;
 use enoki_api::quantity::{Bytes, MilliCpu};
 use enoki_api::{Host, Image, Instance, Kind, Network, Operation, Project, Secret, Token, Volume};
 use jiff::Timestamp;
@@ -51,8 +53,10 @@ const NETWORK: Header = (&["NAME", "TYPE", "CIDR", "GATEWAY", "EGRESS", "USED", 
 const VOLUME: Header = (&["NAME", "TYPE", "HOST", "USED-BY", "AGE"], &["PATH", "LABELS", "UID"]);
 const SECRET: Header = (&["NAME", "KEYS", "AGE"], &["UID"]);
 const IMAGE: Header = (&["NAME", "SIZE", "USED-BY", "AGE"], &["IMAGE-ID", "UID"]);
-const PROJECT: Header =
-    (&["NAME", "INSTANCES", "NETWORKS", "VOLUMES", "AGE"], &["DESCRIPTION", "LABELS", "UID"]);
+const PROJECT: Header = (
+    &["NAME", "INSTANCES", "NETWORKS", "VOLUMES", "AGE"],
+    &["CPUS", "MEMORY", "PIDS", "DISK", "DESCRIPTION", "LABELS", "UID"],
+);
 const TOKEN: Header = (&["NAME", "ROLE", "PROJECTS", "EXPIRES", "AGE"], &["LABELS", "UID"]);
 const OPERATION: Header = (&["NAME", "VERB", "HOST", "PHASE", "DONE", "REASON", "AGE"], &["MESSAGE", "UID"]);
 const EVENT: Header =
@@ -196,10 +200,14 @@ fn image(object: &Image) -> Vec<String> {
 fn project(object: &Project) -> Vec<String> {
     vec![
         object.name.clone(),
-        object.status.instances.to_string(),
-        object.status.networks.to_string(),
-        object.status.volumes.to_string(),
+        share(object, Resource::Instances),
+        share(object, Resource::Networks),
+        share(object, Resource::Volumes),
         age(object.created_at),
+        share(object, Resource::Cpus),
+        share(object, Resource::Memory),
+        share(object, Resource::Pids),
+        share(object, Resource::DiskSize),
         object.spec.description.clone(),
         labels(&object.labels),
         object.uid.to_string(),

@@ -112,6 +112,7 @@ pub fn router(app: App) -> Router {
         .merge(orphans::routes())
         .merge(servers::routes())
         .merge(events::routes())
+        .merge(audit::routes())
         .merge(metrics::routes())
         .merge(openapi::routes())
         .fallback(async || {

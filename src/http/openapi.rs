@@ -36,6 +36,7 @@ pub fn document() -> Value {
     document.schema::<enoki_api::Problem>();
     document.schema::<Owner>();
     document.schema::<enoki_api::event::Event>();
+    document.schema::<enoki_api::audit::AuditEntry>();
     document.schema::<crate::scheduler::Verdict>();
     document.schema::<super::servers::Server>();
     document.extras();
@@ -254,6 +255,22 @@ impl Document {
             Vec::new(),
             &filter,
             Some(events),
+        );
+        let entries = json!({"type": "object", "properties": {"items": {"type": "array", "items": reference("AuditEntry")}}});
+        let filter = [
+            parameter("since", "string", "A time, or how long ago (10m)."),
+            parameter("actor", "string", "Who, as it is written: `token ci`."),
+            parameter("path", "string", "How the path begins."),
+            parameter("status", "integer", ""),
+            parameter("limit", "integer", "The newest so many, 1 to 1000; 500 without it."),
+        ];
+        self.get(
+            "/v1/audit",
+            "list_audit",
+            "Who changed what, as far as this server was asked; oldest first",
+            Vec::new(),
+            &filter,
+            Some(entries),
         );
         let content = operation(
             "import_image",

@@ -5,6 +5,7 @@ use axum::http::{HeaderMap, header, request::Parts};
 use enoki_api::error::{Code, Problem};
 use enoki_api::list::Selector;
 use enoki_api::quantity::Span;
+use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -47,6 +48,17 @@ fn number(field: &str, text: &str) -> Result<u64, Problem> {
     text.parse().map_err(|_| Problem::invalid_field(field, format!("`{text}` is not a number")))
 }
 
+fn moment(field: &str, text: &str) -> Result<Timestamp, Problem> {
+    if let Ok(at) = text.parse() {
+        return Ok(at);
+    }
+    let span: Span = text.parse().map_err(|_| {
+        Problem::invalid_field(field, format!("`{text}` is neither a time nor a duration, as in 10m"))
+    })?;
+    let ago = SignedDuration::from_millis(i64::try_from(span.0).unwrap_or(i64::MAX));
+    Timestamp::now().checked_sub(ago).map_err(|_| Problem::invalid_field(field, "that is too long ago"))
+}
+
 /// What a write waits for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Wait {
@@ -80,6 +92,11 @@ impl Params {
 
     pub fn number(&mut self, key: &str) -> Result<Option<u64>, Problem> {
         self.take(key).map(|text| number(key, &text)).transpose()
+    }
+
+    /// An RFC 3339 time, or how long ago.
+    pub fn moment(&mut self, key: &str) -> Result<Option<Timestamp>, Problem> {
+        self.take(key).map(|text| moment(key, &text)).transpose()
     }
 
     pub fn selector(&mut self) -> Result<Selector, Problem> {

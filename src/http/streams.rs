@@ -16,9 +16,7 @@ use enoki_api::error::{Code, Problem};
 use enoki_api::instance::{InstanceSpec, Phase};
 use enoki_api::object::Uid;
 use enoki_api::protocol::{Channel, Exit, StreamRequest, TerminalSize};
-use enoki_api::quantity::Span;
 use futures::{SinkExt, Stream, StreamExt, stream};
-use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 use std::collections::BTreeMap;
 
@@ -168,7 +166,7 @@ async fn splice(user: WebSocket, host: WebSocket) {
 
 async fn logs(State(app): State<App>, path: Place, mut params: Params) -> Answer {
     let (follow, timestamps) = (params.flag("follow")?, params.flag("timestamps")?);
-    let (tail, since) = (params.number("tail")?, params.take("since").map(|text| since(&text)).transpose()?);
+    let (tail, since) = (params.number("tail")?, params.moment("since")?);
     params.done()?;
     let (uid, host, _) = target(&app, &path)?;
     let request = StreamRequest::Logs { uid, follow, tail, since, timestamps };
@@ -178,18 +176,6 @@ async fn logs(State(app): State<App>, path: Place, mut params: Params) -> Answer
 
 fn text(body: Body) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response()
-}
-
-/// An RFC 3339 time, or how long ago.
-fn since(text: &str) -> Result<Timestamp, Problem> {
-    if let Ok(at) = text.parse() {
-        return Ok(at);
-    }
-    let span: Span = text.parse().map_err(|_| {
-        Problem::invalid_field("since", format!("`{text}` is neither a time nor a duration, as in 10m"))
-    })?;
-    let ago = SignedDuration::from_millis(i64::try_from(span.0).unwrap_or(i64::MAX));
-    Timestamp::now().checked_sub(ago).map_err(|_| Problem::invalid_field("since", "that is too long ago"))
 }
 
 /// The output on a stream, until its end. A fault after the first byte ends the body early, as HTTP has no other way.

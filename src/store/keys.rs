@@ -34,8 +34,17 @@ pub const MAX_NAME_BYTES: usize = 512;
 pub const SITE_KINDS: [&str; 4] = ["hosts", "projects", "operations", "tokens"];
 
 /// First parts that are not kinds.
-const RESERVED: [&str; 9] =
-    ["status", "assignments", "addresses", "segments", "quotas", "scale", "tombstones", "elections", "servers"];
+const RESERVED: [&str; 9] = [
+    "status",
+    "assignments",
+    "addresses",
+    "segments",
+    "quotas",
+    "scale",
+    "tombstones",
+    "elections",
+    "servers",
+];
 
 /// All but letters, digits and what is harmless and common in names.
 const ENCODED: &AsciiSet =
