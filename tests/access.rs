@@ -172,13 +172,26 @@ fn tokens_and_contexts() {
     assert_eq!(mode.text(), "600");
 
     // Who did it stands in the audit.
-    let audit = cloud.sh("cat /var/lib/enoki/audit.log").ok().stdout;
-    let line = |line: &str| serde_json::from_str::<Value>(line).ok();
-    let by_token = audit
-        .lines()
-        .filter_map(line)
-        .any(|line| line["actor"] == "token ci" && line["method"] == "POST" && line["status"] == 201);
-    assert!(by_token, "{audit}");
+    let asked = |flags: &[&str]| -> Vec<Value> {
+        let line = [&["--context", "local", "audit", "--since", "1h", "-o", "json"][..], flags].concat();
+        let list: Value = serde_json::from_str(&cloud.enoki(&line).ok().stdout).expect("JSON");
+        list["items"].as_array().cloned().expect("items")
+    };
+    let by_token = asked(&["--actor", "token ci"]);
+    assert!(by_token.iter().all(|entry| entry["actor"] == "token ci"), "{by_token:?}");
+    let last = by_token.last().expect("an entry");
+    let what = (last["method"].as_str(), last["path"].as_str(), last["status"].as_u64());
+    assert_eq!(what, (Some("POST"), Some("/v1/projects/own/networks"), Some(201)), "the newest is the last");
+    let refused = asked(&["--status", "403", "--path", "/v1/hosts"]);
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    assert_eq!(asked(&["--actor", "token ci", "--limit", "1"]), by_token[by_token.len() - 1..]);
+    assert_eq!(asked(&["--since", "2099-01-01T00:00:00Z"]), [Value::Null; 0]);
+    let told = cloud.enoki(&["--context", "local", "audit", "--actor", "token ci"]).ok().stdout;
+    assert!(told.contains("POST /v1/projects/own/volumes") && told.contains("201"), "{told}");
+    let told = cloud.enoki(&["audit"]).exits(1);
+    assert!(told.stderr.contains("member"), "not theirs to read: {told}");
+    let bad = cloud.api("GET", "/v1/audit?since=yesterday", None).expect(422);
+    assert_eq!(bad.json["field"], "since");
 
     // A token of another cloud's CA is not sent there at all; a wrong secret is refused.
     let (head, _) = secret.rsplit_once('_').expect("the CA's part");

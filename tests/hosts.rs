@@ -32,6 +32,7 @@ fn hosts_join_and_run_instances() {
             ("instances spread and answer", instances_spread),
             ("a label that comes later", a_label_comes_later),
             ("a network that spans hosts", a_network_spans_hosts),
+            ("the default network spans hosts", the_default_network_spans_hosts),
             ("an agent away for a while", agent_away),
             ("host against host", host_against_host),
             ("a cloned identity", a_clone_is_refused),
@@ -109,6 +110,50 @@ fn a_network_spans_hosts(lab: &Lab) {
         if open { Ok(()) } else { Err("no word from b2") }
     });
     for name in ["b1", "b2", "g2"] {
+        cloud.enoki(&["delete", "instance", name]).ok();
+    }
+}
+
+/// Who asks for no network reaches others that do not, wherever they are, and the world as its own host.
+fn the_default_network_spans_hosts(lab: &Lab) {
+    let cloud = &lab[0];
+    let network = cloud.api("GET", "/v1/projects/default/networks/default", None).expect(200).json;
+    let spec = &network["spec"];
+    assert_eq!(
+        (&spec["type"], &spec["gateway"], &spec["egress"]),
+        (&"vxlan".into(), &"host".into(), &"nat".into())
+    );
+    let serve = "while :; do echo hello | nc -l -p 7; done";
+    let on = ["d1", "d2"];
+    let own = on.map(|name| {
+        let zone = if name == "d1" { "zone=a" } else { "zone=b" };
+        Running::start(cloud, name, &["--require", zone], serve);
+        instance(cloud, name)["status"]["nics"]["eth0"]["address"].as_str().unwrap_or_default().to_owned()
+    });
+    let inside = |name: &str, script: &str| cloud.enoki(&["exec", name, "--", "sh", "-c", script]);
+    // Says who is there: the address that a stranger sees.
+    let strangers = "import socket\nserver = socket.create_server((\"0.0.0.0\", 9000))\n\
+                     while True:\n    one, who = server.accept()\n    one.sendall(who[0].encode())\n    one.close()\n";
+    for (number, name) in on.into_iter().enumerate() {
+        let (host, other) = (&lab[number], 1 - number);
+        assert_eq!(instance(cloud, name)["status"]["host"], format!("h{}", number + 1));
+        eventually(&format!("{name} reaches the other"), SOON, || {
+            let out = inside(name, &format!("nc -w 2 {} 7 </dev/null", own[other]));
+            if out.stdout.contains("hello") { Ok(()) } else { Err(out.to_string()) }
+        });
+        let gateway = inside(name, "ip route show default").ok();
+        let gateway = gateway.stdout.split_whitespace().nth(2).unwrap_or_default().to_owned();
+        inside(name, &format!("ping -c 1 -W 2 {gateway}")).ok();
+        host.run(&["ping", "-c", "1", "-W", "2", &own[number]]).ok();
+        lab[other].write("/run/strangers.py", strangers);
+        lab[other].sh("python3 /run/strangers.py >/dev/null 2>&1 & echo $! >/run/strangers.pid").ok();
+        eventually(&format!("{name} is its host to others"), SOON, || {
+            let out = inside(name, &format!("nc -w 2 {} 9000 </dev/null", address(other + 1)));
+            if out.text() == address(number + 1) { Ok(()) } else { Err(out.to_string()) }
+        });
+        lab[other].sh("kill $(cat /run/strangers.pid)").ok();
+    }
+    for name in on {
         cloud.enoki(&["delete", "instance", name]).ok();
     }
 }

@@ -87,6 +87,10 @@ fn store_lost(cloud: &Cloud, story: &str, end: fn(&Cloud)) {
     let address_held = address(&before)["address"].as_str().expect("an address");
     let taken = held("thief", json!({"eth0": {"network": "default", "address": address_held}})).expect(409);
     assert_eq!(taken.problem(), "address_taken", "{}", taken.body);
+    // A quota says what may be made; what was there comes back.
+    cloud.enoki(&["project", "quota", "default", "--instances", "0"]).ok();
+    let late = held("late", json!({})).expect(409);
+    assert_eq!(late.problem(), "quota_exceeded", "{}", late.body);
     cloud.enoki(&["adopt", "--orphans"]).ok();
     eventually("no orphan is left", SOON, || {
         let seen = cloud.api("GET", &url, None).expect(200);

@@ -19,6 +19,7 @@ fn two_servers() {
         &lab,
         &[
             ("both answer", both_answer),
+            ("one quota for both", one_quota_for_both),
             ("what only the leader knows", what_only_the_leader_knows),
             ("a second of that name", a_second_of_that_name),
             ("the leader is killed", the_leader_is_killed),
@@ -51,6 +52,29 @@ fn both_answer(lab: &Lab) {
     }
     let far = lab[1].api("GET", "/v1/projects?at_least=999999999", None);
     assert_eq!((far.status, &far.json["code"]), (504, &json!("stale_replica")), "{}", far.body);
+}
+
+/// Of many at once, on both servers, no more are made than the quota has room for.
+fn one_quota_for_both(lab: &Lab) {
+    lab[0].enoki(&["project", "create", "shop", "--quota-volumes", "5"]).ok();
+    eventually("the other knows it", SOON, || {
+        let seen = lab[1].api("GET", "/v1/projects/shop", None);
+        if seen.status == 200 { Ok(()) } else { Err(seen.body) }
+    });
+    let volumes = "/v1/projects/shop/volumes";
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let asked: Vec<_> = (0..20)
+            .map(|number| {
+                let body = json!({"name": format!("v{number}"), "spec": {}});
+                scope.spawn(move || lab[number % 2].api("POST", volumes, Some(&body)))
+            })
+            .collect();
+        asked.into_iter().map(|one| one.join().expect("an answer")).collect()
+    });
+    let made = answers.iter().filter(|answer| answer.status == 201).count();
+    let refused = answers.iter().filter(|answer| answer.problem() == "quota_exceeded").count();
+    let there = lab[0].api("GET", volumes, None).expect(200).json["items"].as_array().map(Vec::len);
+    assert_eq!((made, refused, there), (5, 15, Some(5)), "{answers:#?}");
 }
 
 /// Sessions are the leader's; users of the other server do not notice.
