@@ -173,11 +173,11 @@ fn tokens_and_contexts() {
 
     // Who did it stands in the audit.
     let asked = |flags: &[&str]| -> Vec<Value> {
-        let line = [&["--context", "local", "audit", "--since", "1h", "-o", "json"][..], flags].concat();
+        let line = [&["--context", "local", "audit", "-o", "json"][..], flags].concat();
         let list: Value = serde_json::from_str(&cloud.enoki(&line).ok().stdout).expect("JSON");
         list["items"].as_array().cloned().expect("items")
     };
-    let by_token = asked(&["--actor", "token ci"]);
+    let by_token = asked(&["--since", "1h", "--actor", "token ci"]);
     assert!(by_token.iter().all(|entry| entry["actor"] == "token ci"), "{by_token:?}");
     let last = by_token.last().expect("an entry");
     let what = (last["method"].as_str(), last["path"].as_str(), last["status"].as_u64());

@@ -96,6 +96,7 @@ fn store_lost(cloud: &Cloud, story: &str, end: fn(&Cloud)) {
         let seen = cloud.api("GET", &url, None).expect(200);
         if seen.json["items"].as_array().is_some_and(Vec::is_empty) { Ok(()) } else { Err(seen.body) }
     });
+    cloud.enoki(&["project", "quota", "default", "--instances", "none"]).ok();
     let after = phase(cloud, &live, "running");
     assert_eq!(after["uid"], before["uid"]);
     assert_eq!(after["status"]["pid"], before["status"]["pid"]);
