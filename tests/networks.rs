@@ -251,6 +251,8 @@ fn isolation(cloud: &Cloud) {
 }
 
 fn default_network(cloud: &Cloud) {
+    let made = cloud.api("GET", "/v1/projects/default/networks/default", None).expect(200).json;
+    assert_eq!(made["spec"]["type"], "local", "a cloud of one machine needs no tunnels");
     run(cloud, "d1", &["--wait"]).ok();
     let to = address(cloud, "d1");
     assert!(to.starts_with("198.19."), "{to}");
