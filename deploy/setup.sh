@@ -30,6 +30,8 @@ need runc have runc
 need apparmor apparmor_complete
 need etcd-server have etcd
 need etcd-client have etcdctl
+# The contents of imported images.
+need docker-registry have docker-registry
 # The build: a linker and C library, and protoc with its includes for etcd's API.
 need gcc have cc
 need libc6-dev test -e /usr/include/stdio.h
@@ -58,14 +60,18 @@ install_missing() {
 	have apt-get || die "missing: ${missing[*]}. This machine has no apt-get: install them the way it does."
 	say "installing ${missing[*]}"
 
-	# Debian starts its own etcd on 2379, where ours belongs. A mask is a link, and works without systemd. An etcd
-	# that is already installed is its owner's, and stays as it is.
-	case " ${missing[*]} " in
-	*" etcd-server "*)
-		mkdir -p /etc/systemd/system
-		[ -e /etc/systemd/system/etcd.service ] || ln -s /dev/null /etc/systemd/system/etcd.service
-		;;
-	esac
+	# Debian starts its own etcd on 2379, where ours belongs, and a registry for everybody on 5000. A mask is a link,
+	# and works without systemd. What is already installed is its owner's, and stays as it is.
+	local package unit
+	for package in etcd-server:etcd docker-registry:docker-registry; do
+		unit=/etc/systemd/system/${package#*:}.service
+		case " ${missing[*]} " in
+		*" ${package%:*} "*)
+			mkdir -p /etc/systemd/system
+			[ -e "$unit" ] || ln -s /dev/null "$unit"
+			;;
+		esac
+	done
 
 	# A machine that has a policy on starting services keeps it; one that has none gets "no" for these minutes.
 	local policy=/usr/sbin/policy-rc.d

@@ -34,6 +34,10 @@ pub mod paths {
     pub const RUN: &str = "/run/enoki";
     pub const API_SOCKET: &str = "/run/enoki/api.sock";
     pub const AGENT_SOCKET: &str = "/run/enoki/agent.sock";
+    /// Where the registry listens, for this machine's server alone.
+    pub const REGISTRY_SOCKET: &str = "/run/enoki/registry.sock";
+    /// Its configuration, written before each start.
+    pub const REGISTRY_YML: &str = "/run/enoki/registry.yml";
     pub const NETNS: &str = "/run/enoki/netns";
     /// Held by `enoki up` and `enoki down` while they work.
     pub const UP_LOCK: &str = "/run/enoki/up.lock";
@@ -46,7 +50,12 @@ pub mod paths {
     pub const CONTAINERS: &str = "/var/lib/enoki/containers";
     pub const DISKS: &str = "/var/lib/enoki/disks";
     pub const VOLUMES: &str = "/var/lib/enoki/volumes";
-    pub const IMAGES: &str = "/var/lib/enoki/images";
+    /// Imported images as the version before the registry kept them; taken over by the server.
+    pub const ARCHIVES: &str = "/var/lib/enoki/images";
+    /// What the registry keeps: the contents of imported images.
+    pub const REGISTRY: &str = "/var/lib/enoki/registry";
+    /// Imports while they are received.
+    pub const UPLOADS: &str = "/var/lib/enoki/uploads";
     /// What `enoki up` changed outside our own folders, so that `down --purge` can put exactly that back.
     pub const UP_STATE: &str = "/var/lib/enoki/up.json";
 

@@ -9,9 +9,9 @@ use crate::config::{ServerConfig, paths};
 use crate::controller;
 use crate::dispatch::{self, Broker, Dispatch, Events, Fanout, Live};
 use crate::http::{self, App, SystemNetworks, with_default_network};
-use crate::image::Archives;
 use crate::listen::{self, Serving, TlsListener, serve};
 use crate::peers::{self, Peers};
+use crate::registry::Registry;
 use crate::scheduler::Policy;
 use crate::state::{self, Server, State, encode_new};
 use crate::store::etcd::{Config, Etcd, Tls};
@@ -45,7 +45,13 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> anyhow::Resul
     std::fs::create_dir_all(paths::STATE).with_context(|| paths::STATE)?;
     let audit_path = Path::new(paths::STATE).join("audit.log");
     let audit = Audit::open(&audit_path).with_context(|| audit_path.display().to_string())?;
-    let archives = Archives::open_folder(Path::new(paths::IMAGES)).context(paths::IMAGES)?;
+    let registry = Registry::new(
+        Path::new(paths::REGISTRY_SOCKET),
+        Path::new(paths::REGISTRY),
+        Path::new(paths::REGISTRY_YML),
+        Path::new(paths::UPLOADS),
+    )
+    .context(paths::UPLOADS)?;
     let state = State::new();
     let (live, broker) = (Live::default(), Broker::default());
     let (events, noted) = Events::telling();
@@ -64,7 +70,7 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> anyhow::Resul
         broker.clone(),
         peers.clone(),
         sealer.clone(),
-        archives.clone(),
+        registry.clone(),
         policy,
         networks,
         audit.clone(),
@@ -79,12 +85,13 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> anyhow::Resul
         broker,
         events: events.clone(),
         sealer,
-        archives,
+        registry: registry.clone(),
+        peers: peers.clone(),
         audit,
         pki: pki.clone(),
         config: Arc::new(config.clone()),
     });
-    let api = http::router(app);
+    let api = http::router(app.clone());
     let api_socket = listen::unix(&config.api_socket, 0o660)?;
     let agent_socket = listen::unix(&config.agent_socket, 0o600)?;
     let tls = match config.listen() {
@@ -134,6 +141,14 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> anyhow::Resul
             },
             async {
                 lead.await;
+                Ok(())
+            },
+            async {
+                http::take_over_archives(app, Path::new(paths::ARCHIVES), &stop).await;
+                Ok(())
+            },
+            async {
+                registry.tend(&state, &stop).await;
                 Ok(())
             },
         )

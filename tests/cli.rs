@@ -137,7 +137,7 @@ async fn serve(State(fake): State<Arc<Fake>>, request: Request) -> Response {
     match name {
         "exec" | "console" => return exec(upgrade, &path, &query),
         "logs" => return "one\ntwo\n".into_response(),
-        "content" => {
+        "content" | "pull" => {
             return answer(201, json!({"kind": "image", "name": "x", "size": asked.body.len()}));
         }
         "orphans" => return answer(200, json!({"items": [orphan()], "revision": 1, "continue": null})),
@@ -623,6 +623,16 @@ async fn other_things_are_made_and_read() {
     assert_eq!(asked.target, "/v1/projects/default/images/enoki%2Fdebian%3A12/content");
     assert!(asked.body == archive);
     cloud.run(&["image", "import", "x", "nosuch.tar"]).await.expect(1);
+    for (words, require) in [
+        (&["--require", "zone=a", "--require", "disk=fast"][..], json!(["zone=a", "disk=fast"])),
+        (&[], json!([])),
+        (&["--none"], json!(null)),
+    ] {
+        cloud.run(&[&["image", "pull", "enoki/debian:12"], words].concat()).await.expect(0);
+        let asked = cloud.asked(Method::POST, "/pull").pop().expect("a request");
+        assert_eq!(asked.target, "/v1/projects/default/images/enoki%2Fdebian%3A12/pull");
+        assert_eq!(asked.json(), json!({"require": require}));
+    }
 
     assert_eq!(cloud.run(&["logs", "web1", "--tail", "2"]).await.expect(0).out(), "one\ntwo\n");
     assert!(cloud.asked(Method::GET, "/logs")[0].target.ends_with("/logs?tail=2"));

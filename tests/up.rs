@@ -1,7 +1,7 @@
 //! `enoki up`, `down` and the supervisor against real containerd, dockerd and etcd, in namespaces of the test's own.
 //!
 //! Each cloud has its own network namespace and, over the paths that Enoki uses, folders of its own: nothing of the machine
-//! is touched. Needs root, Debian's docker.io, etcd-server, etcd-client and busybox-static.
+//! is touched. Needs root, Debian's docker.io, docker-registry, etcd-server, etcd-client and busybox-static.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -106,7 +106,9 @@ impl Machine {
     }
 
     fn pids(&self) -> Vec<(&'static str, Option<i32>)> {
-        ["supervisor", "containerd", "dockerd", "etcd", "server", "agent"].map(|s| (s, self.pid(s))).into()
+        ["supervisor", "containerd", "dockerd", "etcd", "registry", "server", "agent"]
+            .map(|s| (s, self.pid(s)))
+            .into()
     }
 
     fn kill(&self, service: &str) -> i32 {
@@ -238,7 +240,7 @@ fn no_service_dies_with_another_and_each_comes_back() {
     assert_eq!(machine.pids()[1..], first[1..]);
 
     // Adopted or started, what is killed comes back, alone.
-    for service in ["etcd", "dockerd", "containerd", "server", "agent", "etcd"] {
+    for service in ["etcd", "dockerd", "containerd", "registry", "server", "agent", "etcd"] {
         let before = machine.pids();
         let killed = machine.kill(service);
         until(service, || machine.pid(service).is_some_and(|pid| pid != killed));

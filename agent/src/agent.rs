@@ -4,6 +4,8 @@
 //! the instances is touched; the next one looks at what is there and goes on.
 
 use crate::credentials::{self, HostPki};
+use crate::image::mirror::Mirror;
+use crate::image::prepull::Prepulls;
 use crate::instance::Host;
 use crate::instance::fleet::Fleet;
 use crate::instance::linux::Linux;
@@ -133,12 +135,13 @@ pub async fn run_with(config: AgentConfig, parts: Parts, stop: CancellationToken
     let host = Arc::new(Host::new(
         parts.runtime.clone(),
         parts.machine.clone(),
-        Arc::new(dialer.clone()),
+        Arc::new(Mirror::new(dialer.clone())),
         ledger,
         outbox.clone(),
         docker,
     ));
     let fleet = Fleet::new(host, &config.host, stop.clone());
+    let prepulls = Prepulls::default();
     let session = Session {
         hello: Hello {
             version: VERSION,
@@ -148,6 +151,7 @@ pub async fn run_with(config: AgentConfig, parts: Parts, stop: CancellationToken
             capacity: left(parts.capacity, config.reserve),
             cgroup: parts.cgroup,
             address: None,
+            prepulls: true,
             health: Health::default(),
         },
         streams: Streams::new(dialer.clone(), fleet.clone(), stop.clone()),
@@ -155,6 +159,7 @@ pub async fn run_with(config: AgentConfig, parts: Parts, stop: CancellationToken
         fleet: fleet.clone(),
         underlay: config.underlay,
         outbox: outbox.clone(),
+        prepulls: prepulls.clone(),
         mark: config.session,
         stop: stop.clone(),
     };
@@ -165,6 +170,7 @@ pub async fn run_with(config: AgentConfig, parts: Parts, stop: CancellationToken
             session.run(),
             credentials::tend(&config.pki, &dialer, &stop),
             fleet.run(),
+            prepulls.run(&fleet.host().images, &outbox, &stop),
             watch_health(parts.runtime.as_ref(), &outbox, docker_is, &stop),
             tend(parts.machine.as_ref(), &fleet, &stop),
             connect(parts.machine.as_ref(), &fleet, &stop),

@@ -1,36 +1,30 @@
 //! The image of a root disk: always there when a container is to be made, and always the same one.
 //!
 //! A disk stays on the image that it was first made for ([`crate::disk::Disks::pin`]): a name that moves changes
-//! nothing until a rebuild. What is missing (pruned, or never here) is loaded from the archive that was imported
-//! (a disk remembers its image's own), or pulled by name; what comes in that way is used only if it is the one that
-//! was wanted.
+//! nothing until a rebuild. What is missing (pruned, or never here) is pulled by digest from the cloud's registry if it
+//! was imported (a disk remembers its image's own digest), else by name; what comes in that way is used only if it is the
+//! one that was wanted. Docker checks every byte of it against the digest.
+
+pub mod mirror;
+pub mod prepull;
 
 use crate::disk::Pinned;
 use crate::runtime::{self, ImageInfo, Runtime};
-use async_trait::async_trait;
-use enoki_api::protocol::Archive;
+use enoki_api::image::Imported;
+use enoki_api::protocol::repository;
+use mirror::Source;
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::io::AsyncRead;
-
-/// An archive's bytes, as `docker save` writes them.
-pub type Bytes = Box<dyn AsyncRead + Send + Unpin>;
-
-/// Where archives come from: the server over the agent's socket, or a test's memory.
-#[async_trait]
-pub trait Archives: Send + Sync + 'static {
-    async fn open(&self, digest: &str) -> io::Result<Bytes>;
-}
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Tried again later, since the image may come.
     #[error("{0}")]
     Missing(String),
-    /// The archive could not be fetched from the control plane.
-    #[error("the archive of image `{name}` could not be fetched: {why}")]
-    Fetch { name: String, why: io::Error },
+    /// This machine has no address for Docker to pull from.
+    #[error("image `{name}` has no place to pull from: {why}")]
+    NoPlace { name: String, why: io::Error },
     #[error("image `{name}`: {why}")]
     Runtime { name: String, why: runtime::Error },
 }
@@ -46,7 +40,9 @@ pub struct Wanted<'a> {
     /// As the instance's spec has it.
     pub name: &'a str,
     /// What was imported under this name, if it was.
-    pub archive: Option<&'a Archive>,
+    pub imported: Option<&'a Imported>,
+    /// Whether the name means that still.
+    pub current: bool,
     /// What the disk was made for, if it has been run on before.
     pub pinned: Option<&'a Pinned>,
 }
@@ -59,19 +55,22 @@ impl<'a> Wanted<'a> {
     }
 
     fn id(&self) -> Option<&'a str> {
-        self.pinned.map(|pin| pin.id.as_str()).or(self.archive.map(|archive| archive.image_id.as_str()))
+        self.pinned.map(|pin| pin.id.as_str()).or(self.imported.map(|imported| imported.image_id.as_str()))
     }
 
-    /// Digest of the kept bytes of the wanted image. The disk's own word lasts when its name means another image.
+    /// The registry's name of the wanted image. The disk's own word lasts when its name means another image; a word from
+    /// before there was a registry is none.
     fn digest(&self) -> Option<&'a str> {
-        let imported = self.imported().map(|archive| archive.digest.as_str());
-        self.pinned.and_then(|pin| pin.digest.as_deref()).or(imported)
+        let imported = self.imported.filter(|imported| Some(imported.image_id.as_str()) == self.id());
+        let imported = imported.map(|imported| imported.digest.as_str());
+        let own = self.pinned.and_then(|pin| pin.digest.as_deref());
+        own.filter(|digest| repository(digest).is_some()).or(imported)
     }
 
-    /// The archive, when the wanted image is the one in it: only then is the name that image's. A disk that stays on
-    /// an older image must not take its name back.
-    fn imported(&self) -> Option<&'a Archive> {
-        self.archive.filter(|archive| Some(archive.image_id.as_str()) == self.id())
+    /// What was imported, when it is the wanted image and the name's: one that stays on an older image must not take its
+    /// name back.
+    fn named(&self) -> Option<&'a Imported> {
+        self.imported.filter(|imported| self.current && Some(imported.image_id.as_str()) == self.id())
     }
 }
 
@@ -79,13 +78,13 @@ impl<'a> Wanted<'a> {
 #[derive(Clone)]
 pub struct Images {
     runtime: Arc<dyn Runtime>,
-    archives: Arc<dyn Archives>,
+    source: Arc<dyn Source>,
     flights: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
 }
 
 impl Images {
-    pub fn new(runtime: Arc<dyn Runtime>, archives: Arc<dyn Archives>) -> Self {
-        Images { runtime, archives, flights: Arc::default() }
+    pub fn new(runtime: Arc<dyn Runtime>, source: Arc<dyn Source>) -> Self {
+        Images { runtime, source, flights: Arc::default() }
     }
 
     /// Makes it be in Docker. Dropping the future gives up; nothing half loaded counts.
@@ -105,15 +104,15 @@ impl Images {
     pub async fn restore_name(&self, wanted: &Wanted<'_>, seen: &ImageInfo) -> Result<(), Error> {
         let name = wanted.name;
         // A digest cannot be given to an image; whoever has the image has it under its digest.
-        let Some(archive) = wanted.imported().filter(|_| !name.contains('@')) else { return Ok(()) };
-        if seen.id == archive.image_id && seen.names.iter().any(|has| has == name) {
+        let Some(imported) = wanted.named().filter(|_| !name.contains('@')) else { return Ok(()) };
+        if seen.id == imported.image_id && seen.names.iter().any(|has| has == name) {
             return Ok(());
         }
         let found = self.runtime.image(name).await.map_err(docker(name))?;
-        if found.is_some_and(|info| info.id == archive.image_id) {
+        if found.is_some_and(|info| info.id == imported.image_id) {
             return Ok(());
         }
-        self.runtime.tag(&archive.image_id, name).await.map_err(docker(name))
+        self.runtime.tag(&imported.image_id, name).await.map_err(docker(name))
     }
 
     fn board(&self, key: &str) -> Arc<tokio::sync::Mutex<()>> {
@@ -138,21 +137,14 @@ impl Images {
             return Ok(info);
         }
         match wanted.digest() {
-            Some(digest) => {
-                let fetched = self.archives.open(digest).await;
-                let bytes = fetched.map_err(|why| Error::Fetch { name: name.to_owned(), why })?;
-                self.runtime.load(bytes).await.map_err(docker(name))?;
-            }
+            Some(digest) => return self.fetch(wanted, digest).await,
             // By the name it was made under, should the instance's have been changed since.
             None => self.pull(wanted.pinned.map_or(name, |pin| pin.name.as_str())).await?,
         }
         let Some(info) = look().await? else {
-            return Err(Error::Missing(match (wanted.id(), wanted.digest()) {
-                (None, _) => format!("image `{name}` was pulled and is not there: was it removed meanwhile?"),
-                (Some(id), Some(_)) => {
-                    format!("the archive of image `{name}` does not hold {id}: import it again")
-                }
-                (Some(id), None) => format!(
+            return Err(Error::Missing(match wanted.id() {
+                None => format!("image `{name}` was pulled and is not there: was it removed meanwhile?"),
+                Some(id) => format!(
                     "image `{name}` ({id}), which this disk was made for, is gone, and its name means another \
                      one now: import it again, or rebuild"
                 ),
@@ -162,8 +154,41 @@ impl Images {
         Ok(info)
     }
 
+    /// Pulls what was imported, by its digest. The name under which it comes is the mirror's, which nobody needs
+    /// afterwards: the image gets its own, or keeps the mirror's where its own cannot be given.
+    async fn fetch(&self, wanted: &Wanted<'_>, digest: &str) -> Result<ImageInfo, Error> {
+        let name = wanted.name;
+        let place = self.source.place(digest).await;
+        let place = place.map_err(|why| Error::NoPlace { name: name.to_owned(), why })?;
+        if let Err(why) = self.runtime.pull(&place.reference, Some(&place.login)).await {
+            return Err(match (why, self.source.refusal(digest)) {
+                (away @ runtime::Error::Unavailable(_), None) => docker(name)(away),
+                (why, refusal) => {
+                    let why = refusal.unwrap_or_else(|| why.to_string());
+                    Error::Missing(format!("image `{name}` ({digest}) cannot be pulled: {why}"))
+                }
+            });
+        }
+        let look = self.runtime.image(wanted.reference()).await.map_err(docker(name))?;
+        let Some(info) = look else {
+            let id = wanted.reference();
+            return Err(Error::Missing(format!("image `{name}` ({digest}) is not {id}: import it again")));
+        };
+        self.restore_name(wanted, &info).await?;
+        self.drop_name(name, &info.id, &place.reference).await;
+        Ok(info)
+    }
+
+    /// Takes the mirror's name away, unless it is the only one.
+    async fn drop_name(&self, name: &str, id: &str, reference: &str) {
+        let named = self.runtime.image(name).await.is_ok_and(|found| found.is_some_and(|info| info.id == id));
+        if named && let Err(error) = self.runtime.untag(reference).await {
+            tracing::debug!(reference, %error, "the name under which an image was pulled stays");
+        }
+    }
+
     async fn pull(&self, name: &str) -> Result<(), Error> {
-        self.runtime.pull(name).await.map_err(|why| match why {
+        self.runtime.pull(name, None).await.map_err(|why| match why {
             runtime::Error::NotFound(why) | runtime::Error::Refused(why) | runtime::Error::Conflict(why) => {
                 Error::Missing(format!(
                     "image `{name}` is not on this host and cannot be pulled: {why}; import it with \

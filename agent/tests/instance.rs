@@ -4,7 +4,7 @@
 mod instance_fuse;
 
 use enoki_agent::agent::{AgentConfig, Parts, run_with};
-use enoki_agent::image::Archives;
+use enoki_agent::image::mirror::{Mirror, Source};
 use enoki_agent::instance::Host;
 use enoki_agent::instance::fleet::Fleet;
 use enoki_agent::instance::machine::Machine;
@@ -28,7 +28,6 @@ use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio_tungstenite::WebSocketStream;
@@ -83,8 +82,8 @@ impl Life {
         let outbox = Outbox::default();
         let (up, docker) = watch::channel(true);
         let ledger = Arc::new(Ledger::load(&site.ledger()).unwrap());
-        let archives: Arc<dyn Archives> = Arc::new(Dialer::unix("/nowhere"));
-        let host = Arc::new(Host::new(runtime, machine, archives, ledger, outbox.clone(), docker));
+        let source: Arc<dyn Source> = Arc::new(Mirror::new(Dialer::unix("/nowhere")));
+        let host = Arc::new(Host::new(runtime, machine, source, ledger, outbox.clone(), docker));
         let fleet = Fleet::new(host, "node1", CancellationToken::new());
         let running = fleet.clone();
         tokio.spawn(async move {
@@ -743,28 +742,4 @@ async fn who_is_where_holds_without_a_server() {
     becomes("the view from the ledger", || known().as_ref() == Some(&overlay)).await;
     stop.cancel();
     agent.await.unwrap().unwrap();
-}
-
-#[tokio::test]
-async fn an_archive_is_read_as_it_comes() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("agent.sock");
-    let listener = UnixListener::bind(&path).unwrap();
-    let serve = tokio::spawn(async move {
-        for answer in
-            ["200 OK\r\ncontent-length: 5\r\n\r\nbytes", "404 Not Found\r\ncontent-length: 0\r\n\r\n"]
-        {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut request = vec![0; 1024];
-            let length = stream.read(&mut request).await.unwrap();
-            assert!(request[..length].starts_with(b"GET /agent/v1/archives/abc HTTP/1.1"));
-            stream.write_all(format!("HTTP/1.1 {answer}").as_bytes()).await.unwrap();
-        }
-    });
-    let dialer = Dialer::unix(&path);
-    let mut text = String::new();
-    dialer.open("abc").await.unwrap().read_to_string(&mut text).await.unwrap();
-    assert_eq!(text, "bytes");
-    assert!(dialer.open("abc").await.err().unwrap().to_string().contains("404"));
-    serve.await.unwrap();
 }

@@ -4,7 +4,9 @@ mod rig;
 
 use enoki_agent::runtime::docker::{Deadlines, Docker};
 use enoki_agent::runtime::simulated::{Daemon, Simulated};
-use enoki_agent::runtime::{Create, Error, Event, ExecEnd, ExecRequest, Output, Runtime, State};
+use enoki_agent::runtime::{
+    Create, Error, Event, ExecEnd, ExecRequest, ImageInfo, Login, Output, Runtime, State,
+};
 use enoki_api::host::HostPhase;
 use enoki_api::object::Uid;
 use enoki_api::protocol::TerminalSize;
@@ -20,6 +22,8 @@ use tokio::io::AsyncWriteExt;
 #[async_trait::async_trait(?Send)]
 trait Bench {
     fn runtime(&self) -> &dyn Runtime;
+    /// [`IMAGE`] is there from now on.
+    async fn bring(&mut self);
     /// The main process ends by itself with this code.
     async fn end(&mut self, id: &str, code: i64);
     async fn run_out_of_memory(&mut self, id: &str);
@@ -37,6 +41,15 @@ struct Memory(Simulated);
 impl Bench for Memory {
     fn runtime(&self) -> &dyn Runtime {
         &self.0
+    }
+    async fn bring(&mut self) {
+        let info = ImageInfo {
+            id: archive(IMAGE).0,
+            command: vec!["sh".into()],
+            volumes: vec!["/data".into()],
+            ..ImageInfo::default()
+        };
+        self.0.add_image(IMAGE, info);
     }
     async fn end(&mut self, id: &str, code: i64) {
         self.0.exit(id, code);
@@ -75,6 +88,14 @@ impl Bench for Real {
     fn runtime(&self) -> &dyn Runtime {
         &self.docker
     }
+    async fn bring(&mut self) {
+        let options = bollard::query_parameters::ImportImageOptionsBuilder::default().quiet(true).build();
+        let archive = bollard::body_full(archive(IMAGE).1.into());
+        let mut loaded = std::pin::pin!(raw(self).import_image(options, archive, None));
+        while let Some(progress) = loaded.next().await {
+            progress.unwrap();
+        }
+    }
     async fn end(&mut self, id: &str, code: i64) {
         self.order(id, &format!("exit {code}")).await;
     }
@@ -84,14 +105,8 @@ impl Bench for Real {
         self.order(id, "x=aaaaaaaa; while :; do x=$x$x; done").await;
     }
     async fn vanish(&mut self, id: &str) {
-        let client = bollard::Docker::connect_with_unix(
-            &self.engine.socket().to_string_lossy(),
-            30,
-            bollard::API_DEFAULT_VERSION,
-        )
-        .unwrap();
         let options = bollard::query_parameters::RemoveContainerOptionsBuilder::default().force(true).build();
-        client.remove_container(id, Some(options)).await.unwrap();
+        raw(self).remove_container(id, Some(options)).await.unwrap();
     }
     async fn ignore_term(&mut self, id: &str) {
         self.order(id, "trap : TERM").await;
@@ -214,8 +229,10 @@ async fn until(events: &mut BoxStream<'static, Event>, uid: &Uid, action: &str) 
 }
 
 async fn conformance(bench: &mut dyn Bench) {
-    let (image_id, bytes) = archive(IMAGE);
-    images(bench.runtime(), &image_id, bytes).await;
+    let (image_id, _) = archive(IMAGE);
+    assert_eq!(bench.runtime().image(IMAGE).await.unwrap(), None);
+    bench.bring().await;
+    images(bench.runtime(), &image_id).await;
     absence(bench.runtime()).await;
     life(bench, &image_id).await;
     ends(bench, &image_id).await;
@@ -223,23 +240,7 @@ async fn conformance(bench: &mut dyn Bench) {
     faults(bench, &image_id).await;
 }
 
-async fn images(runtime: &dyn Runtime, id: &str, bytes: Vec<u8>) {
-    assert_eq!(runtime.image(IMAGE).await.unwrap(), None);
-    let broken = runtime.load(Box::new(std::io::Cursor::new(b"not an archive".repeat(100)))).await;
-    assert!(matches!(broken, Err(Error::Refused(_))), "{broken:?}");
-    struct Torn;
-    impl tokio::io::AsyncRead for Torn {
-        fn poll_read(
-            self: std::pin::Pin<&mut Self>,
-            _: &mut std::task::Context<'_>,
-            _: &mut tokio::io::ReadBuf<'_>,
-        ) -> std::task::Poll<std::io::Result<()>> {
-            std::task::Poll::Ready(Err(std::io::Error::other("torn")))
-        }
-    }
-    let torn = runtime.load(Box::new(Torn)).await;
-    assert!(matches!(&torn, Err(Error::Refused(text)) if text.contains("torn")), "{torn:?}");
-    runtime.load(Box::new(std::io::Cursor::new(bytes))).await.unwrap();
+async fn images(runtime: &dyn Runtime, id: &str) {
     let info = runtime.image(IMAGE).await.unwrap().unwrap();
     assert_eq!(info.id, id);
     assert_eq!(
@@ -250,10 +251,16 @@ async fn images(runtime: &dyn Runtime, id: &str, bytes: Vec<u8>) {
     assert_eq!(runtime.image("enoki/other:2").await.unwrap(), None);
     runtime.tag(id, "enoki/other:2").await.unwrap();
     assert_eq!(runtime.image("enoki/other:2").await.unwrap().unwrap().id, id);
+    for _ in 0..2 {
+        runtime.untag("enoki/other:2").await.unwrap();
+    }
+    assert_eq!(runtime.image("enoki/other:2").await.unwrap(), None);
+    assert!(runtime.image(id).await.unwrap().is_some(), "it has another name yet");
     let nothing =
         runtime.tag("sha256:0000000000000000000000000000000000000000000000000000000000000000", "a:1").await;
     assert!(matches!(nothing, Err(Error::NotFound(_))), "{nothing:?}");
-    let pulled = runtime.pull("198.18.0.1:5000/none:1").await;
+    let login = Login { user: "a".into(), password: "b".into() };
+    let pulled = runtime.pull("198.18.0.1:5000/none:1", Some(&login)).await;
     assert!(matches!(pulled, Err(Error::NotFound(_) | Error::Refused(_))), "{pulled:?}");
 }
 

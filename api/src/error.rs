@@ -38,6 +38,7 @@ pub enum Code {
     RateLimited,
     Internal,
     StoreUnavailable,
+    RegistryUnavailable,
     HostUnreachable,
     StaleReplica,
     /// A code of a newer server.
@@ -69,7 +70,7 @@ impl Code {
             | IdempotencyMismatch => 422,
             RateLimited => 429,
             Internal | Unknown => 500,
-            StoreUnavailable | HostUnreachable => 503,
+            StoreUnavailable | RegistryUnavailable | HostUnreachable => 503,
             StaleReplica => 504,
         }
     }
@@ -107,6 +108,7 @@ impl Code {
             RateLimited => "Too many requests",
             Internal | Unknown => "Something went wrong inside",
             StoreUnavailable => "The store is away",
+            RegistryUnavailable => "The registry is away",
             HostUnreachable => "The host does not answer",
             StaleReplica => "This server has not caught up",
         }

@@ -1,6 +1,7 @@
 //! The instance: one VM-like container with a lasting name, address, disk and limits.
 
 use crate::error::{Code, Problem};
+use crate::image::Imported;
 use crate::object::{Faults, Kind, Object, Spec, Uid, check_image_name, check_name};
 use crate::quantity::{BitRate, Bytes, MilliCpu, Span};
 use ipnet::Ipv4Net;
@@ -89,6 +90,10 @@ pub struct InstanceSpec {
     /// Counted up by `rebuild`: each count has a disk of its own.
     #[serde(default)]
     pub rebuild_count: u64,
+    /// What `image` meant when the instance was made or rebuilt, if that was an imported image: what its root disk
+    /// starts from, on whichever host. Set by the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolved: Option<Imported>,
 }
 
 fn default_nics() -> BTreeMap<String, Nic> {
@@ -126,6 +131,7 @@ impl InstanceSpec {
             state: RunState::default(),
             restart_count: 0,
             rebuild_count: 0,
+            resolved: None,
         }
     }
 

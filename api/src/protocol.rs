@@ -5,6 +5,7 @@
 //! starts with a full set. Absence from a full set never means delete.
 
 use crate::host::{Capacity, HostPhase};
+use crate::image::Imported;
 use crate::instance::{Assignment, Instance, LimitsStatus, Phase, Tombstone};
 use crate::mac::Mac;
 use crate::network::Network;
@@ -25,8 +26,16 @@ pub const STREAM_PATH: &str = "/agent/v1/streams";
 pub const JOIN_PATH: &str = "/agent/v1/join";
 /// Where a host gets its next certificate: POST of [`Renew`], answered by [`Joined`].
 pub const CERTIFICATE_PATH: &str = "/agent/v1/certificate";
-/// Where the agent fetches an image's archive: `/agent/v1/archives/DIGEST`.
-pub const ARCHIVE_PATH: &str = "/agent/v1/archives";
+/// Where a host pulls what it needs of imported images: the pull half of the registry protocol, one repository an
+/// image, named by its manifest's digest ([`repository`]).
+pub const REGISTRY_PATH: &str = "/v2";
+
+/// The repository of an imported image in the registry. None: that is no digest.
+pub fn repository(digest: &str) -> Option<String> {
+    let hex = digest.strip_prefix("sha256:")?;
+    let valid = hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    valid.then(|| format!("images/{hex}"))
+}
 
 /// From agent to server.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,6 +56,10 @@ pub enum FromAgent {
     /// Tombstones that are done on this host.
     Buried {
         uids: Vec<Uid>,
+    },
+    /// Which of the images that it is to have beforehand the host has: their ids, the whole set, each time it changes.
+    Prepulled {
+        images: BTreeSet<String>,
     },
     /// For the log of events of an instance.
     Happened {
@@ -82,6 +95,11 @@ pub enum FromServer {
     /// that changed. Only for agents that told an address.
     Overlays {
         overlays: Vec<Overlay>,
+    },
+    /// The images that this host is to have beforehand: the whole set, each time it changes. Only for agents that
+    /// know of it ([`Hello::prepulls`]).
+    Prepull {
+        images: Vec<Prepull>,
     },
     HeartbeatReply {
         heartbeat_ms: u64,
@@ -120,6 +138,9 @@ pub struct Hello {
     /// Where other hosts reach this one. None: an agent that knows no networks that span hosts, or none of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
+    /// Whether this agent takes [`FromServer::Prepull`].
+    #[serde(default)]
+    pub prepulls: bool,
     pub health: Health,
 }
 
@@ -195,9 +216,12 @@ pub struct Order {
     /// Its environment with secrets filled in.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// The archive its image comes from. None: the host's Docker has it or pulls it.
+    /// The imported image that its disk starts from. None: the host's Docker has it or pulls it.
     #[serde(default)]
-    pub archive: Option<Archive>,
+    pub imported: Option<Imported>,
+    /// Whether that is what the image's name means now: only then the host's Docker has it under that name.
+    #[serde(default)]
+    pub current: bool,
 }
 
 impl Order {
@@ -211,12 +235,12 @@ impl Order {
     }
 }
 
-/// An imported image's kept bytes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Archive {
-    pub image_id: String,
-    /// SHA-256 of the archive: what [`ARCHIVE_PATH`] takes.
-    pub digest: String,
+/// An image that a host is to have before an instance needs it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Prepull {
+    /// What it is called in the host's Docker.
+    pub name: String,
+    pub imported: Imported,
 }
 
 /// What an agent has seen of an instance.

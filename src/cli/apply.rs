@@ -23,7 +23,7 @@ use std::io::Read;
 /// How often a write is tried anew because the object changed since it was read.
 const TRIES: u32 = 5;
 /// What other commands write.
-const KEPT: [&str; 3] = ["state", "restart_count", "rebuild_count"];
+const KEPT: [&str; 4] = ["state", "restart_count", "rebuild_count", "resolved"];
 
 /// Makes and changes objects as manifests say
 #[derive(clap::Args, Debug)]

@@ -349,9 +349,15 @@ fn secret_sheet(sheet: &mut Sheet, secret: &Secret) {
 fn image_sheet(sheet: &mut Sheet, image: &Image) {
     sheet.field("Image ID", &image.spec.image_id);
     sheet.field("Size", size(image.spec.size));
-    sheet.field("Archive", &image.spec.archive);
+    let digest = if image.spec.digest.is_empty() { "none: import it again" } else { &image.spec.digest };
+    sheet.field("Digest", digest);
     sheet.field("Source", &image.spec.source);
     sheet.field("Used by", used(&image.status.used_by));
+    if let Some(rules) = &image.spec.prepull {
+        let hosts =
+            if rules.is_empty() { "all hosts".into() } else { format!("hosts with {}", rules.join(", ")) };
+        sheet.field("Pulled to", format!("{hosts}; there on: {}", used(&image.status.hosts)));
+    }
 }
 
 fn project_sheet(sheet: &mut Sheet, project: &Project) {

@@ -1,12 +1,15 @@
-//! Images: import, list, delete.
+//! Images: import, pull, list, delete.
 
-use super::context::Context;
+use super::context::{CALL, Context};
 use super::failure::{Failure, coloured};
 use super::lifecycle::delete_all;
+use super::run::Pair;
 use super::wait::WaitFlags;
 use enoki_api::Kind;
+use enoki_api::client::WriteOptions;
 use enoki_api::quantity::Span;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
 use std::io;
 use std::pin::Pin;
 use std::task::{Poll, ready};
@@ -17,7 +20,8 @@ use tokio::io::{AsyncRead, ReadBuf};
 pub enum ImageCommand {
     /// Imports an image from a `docker save` archive or a root file system's tar
     #[command(after_help = "\
-The bytes are kept, so that an image that was pruned from a host's Docker comes back.
+The contents are kept in the cloud's registry: every host that needs the image gets it from there, also after it was pruned from
+the host's Docker.
 
 Examples:
   enoki image import enoki/debian:12 debian.tar
@@ -30,6 +34,24 @@ Examples:
         /// How long the transfer may take
         #[arg(long, default_value = "30m", value_name = "DURATION")]
         timeout: Span,
+    },
+    /// Has hosts get an imported image before an instance needs it
+    #[command(after_help = "\
+It holds for hosts that come later, and for what is imported under the name later. `enoki describe image NAME` tells which
+hosts have it.
+
+Examples:
+  enoki image pull enoki/debian:12 --require zone=a
+  enoki image pull shop:1.4
+  enoki image pull shop:1.4 --none")]
+    Pull {
+        name: String,
+        /// Only hosts with this label; repeat it for hosts that have all of them
+        #[arg(long, value_name = "KEY=VALUE", conflicts_with = "none")]
+        require: Vec<Pair>,
+        /// No host any more; what hosts have they keep
+        #[arg(long)]
+        none: bool,
     },
     /// Lists the imported images
     List,
@@ -45,9 +67,19 @@ Examples:
 pub async fn image(ctx: &Context, command: ImageCommand) -> Result<(), Failure> {
     match command {
         ImageCommand::Import { name, file, timeout } => import(ctx, &name, &file, timeout).await,
+        ImageCommand::Pull { name, require, none } => pull(ctx, &name, &require, none).await,
         ImageCommand::List => super::create::list(ctx, Kind::Image).await,
         ImageCommand::Delete { names, wait } => delete_all(ctx, Kind::Image, &names, false, &wait).await,
     }
+}
+
+async fn pull(ctx: &Context, name: &str, require: &[Pair], none: bool) -> Result<(), Failure> {
+    let rules: Vec<String> = require.iter().map(|Pair(key, value)| format!("{key}={value}")).collect();
+    let body = json!({"require": (!none).then_some(rules)});
+    let target = ctx.object(Kind::Image, name);
+    let answer = ctx.client.action(target, "pull", Some(&body), &WriteOptions::default(), CALL).await?;
+    let done = if none { "is pulled to no host beforehand" } else { "is being pulled" };
+    ctx.done(Kind::Image, name, done, &answer.body)
 }
 
 async fn import(ctx: &Context, name: &str, file: &str, timeout: Span) -> Result<(), Failure> {

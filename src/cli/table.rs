@@ -52,7 +52,7 @@ const HOST: Header = (
 const NETWORK: Header = (&["NAME", "TYPE", "CIDR", "GATEWAY", "EGRESS", "USED", "AGE"], &["LABELS", "UID"]);
 const VOLUME: Header = (&["NAME", "TYPE", "HOST", "USED-BY", "AGE"], &["PATH", "LABELS", "UID"]);
 const SECRET: Header = (&["NAME", "KEYS", "AGE"], &["UID"]);
-const IMAGE: Header = (&["NAME", "SIZE", "USED-BY", "AGE"], &["IMAGE-ID", "UID"]);
+const IMAGE: Header = (&["NAME", "SIZE", "USED-BY", "AGE"], &["DIGEST", "HOSTS", "IMAGE-ID", "UID"]);
 const PROJECT: Header = (
     &["NAME", "INSTANCES", "NETWORKS", "VOLUMES", "AGE"],
     &["CPUS", "MEMORY", "PIDS", "DISK", "DESCRIPTION", "LABELS", "UID"],
@@ -192,6 +192,8 @@ fn image(object: &Image) -> Vec<String> {
         size(object.spec.size),
         object.status.used_by.join(","),
         age(object.created_at),
+        object.spec.digest.clone(),
+        object.status.hosts.join(","),
         object.spec.image_id.clone(),
         object.uid.to_string(),
     ]

@@ -1,6 +1,6 @@
 //! Whom a change concerns: each change is looked at once for all hosts, and only the sessions of those that it concerns wake.
 
-use super::overlays;
+use super::{overlays, prepull};
 use crate::state::{At, Batch, Snapshot, State};
 use crate::store::keys::Key;
 use enoki_api::object::Kind;
@@ -21,7 +21,9 @@ pub struct News {
     pub tombstones: bool,
     /// Networks whose view may be another.
     pub networks: BTreeSet<At>,
-    /// Whether the host is one of the cloud still.
+    /// The images that the host is to have beforehand.
+    pub prepull: bool,
+    /// Whether the host is one of the cloud still, and its labels.
     pub host: bool,
 }
 
@@ -31,6 +33,7 @@ impl News {
         self.instances.extend(more.instances);
         self.tombstones |= more.tombstones;
         self.networks.extend(more.networks);
+        self.prepull |= more.prepull;
         self.host |= more.host;
     }
 }
@@ -144,6 +147,12 @@ fn concerned(batch: &Batch) -> BTreeMap<String, News> {
                 (Ok(Kind::Network | Kind::Volume | Kind::Secret | Kind::Image), Some(project)) => {
                     // Images of the default project serve every project.
                     let everywhere = project == project::DEFAULT && object.kind == Kind::Image.plural();
+                    let at = (project.clone(), object.name.clone());
+                    if object.kind == Kind::Image.plural() && prepull::touched(before, after, &at) {
+                        for ((_, host), _) in after.hosts.iter() {
+                            all.entry(host.clone()).or_default().prepull = true;
+                        }
+                    }
                     for (host, here) in &after.by_host {
                         let touched: BTreeSet<At> =
                             here.iter().filter(|at| everywhere || &at.0 == project).cloned().collect();

@@ -4,7 +4,7 @@ use enoki_api::host::Capacity;
 use enoki_api::object::Uid;
 use enoki_api::protocol::{FromServer, Health, Hello, Orphan, Report};
 use jiff::Timestamp;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
@@ -67,6 +67,8 @@ struct HostLive {
     seen_at: Timestamp,
     outbox: mpsc::Sender<FromServer>,
     orphans: Vec<Orphan>,
+    /// Ids of the images that it was to have beforehand, and has.
+    prepulled: BTreeSet<String>,
 }
 
 /// What changed since the controllers last looked.
@@ -182,6 +184,7 @@ impl Live {
             seen_at: Timestamp::now(),
             outbox,
             orphans,
+            prepulled: BTreeSet::new(),
         };
         inner.hosts.insert(name.clone(), live);
         inner.dirty.hosts.insert(name);
@@ -220,6 +223,24 @@ impl Live {
                 inner.reports.insert(report.uid.clone(), report);
             }
         });
+    }
+
+    pub(super) fn prepulled(&self, host: &str, images: BTreeSet<String>) {
+        if let Some(live) = self.lock().hosts.get_mut(host) {
+            live.prepulled = images;
+        }
+    }
+
+    /// Whether the host's agent takes images beforehand.
+    pub(super) fn prepulls(&self, host: &str) -> bool {
+        self.lock().hosts.get(host).is_some_and(|live| live.hello.prepulls)
+    }
+
+    /// The hosts whose agents say that they have this image, of those that are to have it beforehand.
+    pub fn have(&self, image_id: &str) -> Vec<String> {
+        let inner = self.lock();
+        let have = inner.hosts.iter().filter(|(_, live)| live.prepulled.contains(image_id));
+        have.map(|(host, _)| host.clone()).collect()
     }
 
     pub(super) fn orphans(&self, host: &str, orphans: Vec<Orphan>) {

@@ -3,6 +3,7 @@
 //! - [`access`] says who may speak for which host; [`join`] makes hosts of machines.
 //! - [`session`] speaks the protocol with one agent: a full set of orders, then deltas; reports come in.
 //! - [`orders`] is pure: a snapshot -> the orders of a host. [`overlays`]: who is where on the networks that span hosts.
+//!   [`prepull`]: the images that it is to have before an instance needs them.
 //! - [`Fanout`] wakes the sessions that a change concerns.
 //! - [`Live`] is what agents have said and nobody stores: reports, liveness, orphans. The controllers read it and
 //!   write what is worth keeping; the API shows it.
@@ -17,6 +18,7 @@ mod join;
 mod live;
 pub mod orders;
 mod overlays;
+mod prepull;
 pub mod servers;
 mod session;
 mod socket;

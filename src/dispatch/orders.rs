@@ -1,11 +1,13 @@
 //! PURE: a snapshot -> what one host has to do.
 
+use super::prepull;
 use crate::auth::seal::Sealer;
-use crate::state::{At, Snapshot};
-use enoki_api::instance::{EnvValue, Tombstone, disk_uid};
+use crate::state::{At, Row, Snapshot};
+use enoki_api::image::{ImageSpec, Imported};
+use enoki_api::instance::{EnvValue, InstanceSpec, Tombstone, disk_uid};
 use enoki_api::object::Kind;
 use enoki_api::project;
-use enoki_api::protocol::{Archive, Order};
+use enoki_api::protocol::Order;
 use std::collections::BTreeMap;
 
 /// Every order for `host`.
@@ -23,6 +25,7 @@ pub fn order(snapshot: &Snapshot, sealer: &Sealer, at: &At) -> Option<Order> {
         return None;
     }
     let project = &at.0;
+    let imported = imported(snapshot, project, &instance.spec);
     let spec = &instance.spec;
     let networks = spec
         .nics
@@ -43,7 +46,8 @@ pub fn order(snapshot: &Snapshot, sealer: &Sealer, at: &At) -> Option<Order> {
         networks,
         volumes,
         env: env(snapshot, sealer, at, &spec.env),
-        archive: archive(snapshot, project, &spec.image),
+        current: imported.is_some() && imported == resolve(snapshot, project, &spec.image),
+        imported,
     })
 }
 
@@ -81,20 +85,33 @@ pub fn sealed_at(project: &str, secret: &str, key: &str) -> String {
     format!("{}/{project}/{secret}/{key}", Kind::Secret.plural())
 }
 
-/// The imported image of this name: the project's own, else the default project's.
-fn archive(snapshot: &Snapshot, project: &str, image: &str) -> Option<Archive> {
-    let row = snapshot.images.get(project, image).or_else(|| snapshot.images.get(project::DEFAULT, image))?;
-    Some(Archive { image_id: row.object.spec.image_id.clone(), digest: row.object.spec.archive.clone() })
+/// The imported image that an instance starts from: as it was resolved when it was made. One that was made before its
+/// image was imported takes what the name means now.
+fn imported(snapshot: &Snapshot, project: &str, spec: &InstanceSpec) -> Option<Imported> {
+    spec.resolved.clone().or_else(|| resolve(snapshot, project, &spec.image))
 }
 
-/// Whether an instance of `host` is made from the archive with this digest.
-pub fn needs_archive(snapshot: &Snapshot, host: &str, digest: &str) -> bool {
+/// What an image's name means now.
+pub fn resolve(snapshot: &Snapshot, project: &str, image: &str) -> Option<Imported> {
+    image_of(snapshot, project, image)?.object.spec.imported()
+}
+
+/// The imported image of this name: the project's own, else the default project's.
+pub fn image_of<'a>(snapshot: &'a Snapshot, project: &str, image: &str) -> Option<&'a Row<ImageSpec>> {
+    let row = snapshot.images.get(project, image).or_else(|| snapshot.images.get(project::DEFAULT, image));
+    row.map(|row| &**row)
+}
+
+/// Whether `host` needs the image with this digest: an instance of its own starts from it, or it is to have it
+/// beforehand.
+pub fn needs(snapshot: &Snapshot, host: &str, digest: &str) -> bool {
     let here = snapshot.by_host.get(host);
-    let images = here
+    let mut images = here
         .into_iter()
         .flatten()
-        .filter_map(|at| archive(snapshot, &at.0, &snapshot.instances.at(at)?.object.spec.image));
-    images.into_iter().any(|archive| archive.digest == digest)
+        .filter_map(|at| imported(snapshot, &at.0, &snapshot.instances.at(at)?.object.spec));
+    images.any(|imported| imported.digest == digest)
+        || prepull::all(snapshot, host).iter().any(|image| image.imported.digest == digest)
 }
 
 /// The tombstones that `host` has still to act on.

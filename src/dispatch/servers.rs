@@ -3,13 +3,14 @@
 use super::{Dispatch, access, broker, join};
 use crate::auth::actor::Actor;
 use crate::peers::join::{Join, Joined};
-use crate::peers::{EVENTS_PATH, JOIN_PATH, Noted, OPEN_PATH, Open};
+use crate::peers::{EVENTS_PATH, IMAGES_PATH, JOIN_PATH, Noted, OPEN_PATH, Open};
+use crate::registry::pull::{self, Wanted};
 use crate::state::Snapshot;
-use axum::extract::{DefaultBodyLimit, Request, State as Shared};
-use axum::http::{HeaderMap, StatusCode};
+use axum::extract::{DefaultBodyLimit, Path, Request, State as Shared};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use enoki_api::error::{Code, Problem};
 use enoki_api::identity::Identity;
@@ -24,6 +25,7 @@ pub fn router(dispatch: &Dispatch) -> Router<Dispatch> {
     Router::new()
         .route(OPEN_PATH, post(open))
         .route(EVENTS_PATH, post(events))
+        .route(&format!("{IMAGES_PATH}/{{image}}/{{part}}/{{digest}}"), get(part))
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .layer(axum::middleware::from_fn_with_state(dispatch.clone(), only_servers))
         // Who joins has no certificate yet, and shows a token instead.
@@ -104,6 +106,19 @@ async fn open(Shared(dispatch): Shared<Dispatch>, Json(wanted): Json<Open>) -> R
             let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
             (status, Json(problem)).into_response()
         }
+    }
+}
+
+/// A part of an image that a host of the other server needs: that one has looked whether it does.
+async fn part(
+    Shared(dispatch): Shared<Dispatch>,
+    Path((image, part, digest)): Path<(String, String, String)>,
+    method: Method,
+    headers: HeaderMap,
+) -> Response {
+    match Wanted::parse(&image, &part, &digest) {
+        Some(wanted) => dispatch.registry.serve(&wanted, &method, &headers).await,
+        None => pull::refuse(&Problem::not_found("this part of an image"), "NAME_INVALID"),
     }
 }
 

@@ -8,13 +8,13 @@
 
 use super::access::{known, speaks_for};
 use super::fanout::News;
-use super::{Dispatch, orders, overlays};
+use super::{Dispatch, orders, overlays, prepull};
 use crate::auth::actor::Actor;
 use crate::state::At;
 use axum::extract::ws::{Message, WebSocket};
 use enoki_api::instance::Tombstone;
 use enoki_api::object::Uid;
-use enoki_api::protocol::{FromAgent, FromServer, Hello, Order, Overlay, VERSION};
+use enoki_api::protocol::{FromAgent, FromServer, Hello, Order, Overlay, Prepull, VERSION};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -38,6 +38,8 @@ struct Sent {
     orders: BTreeMap<Uid, Order>,
     tombstones: BTreeSet<Uid>,
     overlays: BTreeMap<At, Overlay>,
+    /// None: nothing yet, so that also none at all is told.
+    prepull: Option<Vec<Prepull>>,
 }
 
 impl Session {
@@ -98,6 +100,9 @@ impl Session {
                     } else {
                         self.delta(socket, host, &mut sent, &news).await?;
                         self.overlays(socket, host, &mut sent, news.networks).await?;
+                        if news.host || news.prepull {
+                            self.prepull(socket, host, &mut sent).await?;
+                        }
                     }
                 }
                 message = queue.recv() => match message {
@@ -133,16 +138,29 @@ impl Session {
         let snapshot = state.snapshot();
         let orders = orders::all(&snapshot, sealer, host);
         let tombstones = orders::tombstones(&snapshot, host);
-        let sent = Sent {
+        let mut sent = Sent {
             sequence: sequence + 1,
             orders: orders.iter().map(|order| (order.uid().clone(), order.clone())).collect(),
             tombstones: tombstones.iter().map(|tombstone| tombstone.uid.clone()).collect(),
             overlays: overlays::all(&snapshot, host),
+            prepull: None,
         };
         send(socket, &FromServer::Full { sequence: sent.sequence, orders, tombstones }).await?;
         let overlays = sent.overlays.values().cloned().collect();
         self.tell_overlays(socket, host, overlays).await?;
+        self.prepull(socket, host, &mut sent).await?;
         Ok(sent)
+    }
+
+    /// The images that the host is to have beforehand, where they differ from what was sent. An agent that did not say
+    /// so knows no such message.
+    async fn prepull(&self, socket: &mut WebSocket, host: &str, sent: &mut Sent) -> Result<(), &'static str> {
+        let images = prepull::all(&self.dispatch.state.snapshot(), host);
+        if sent.prepull.as_ref() == Some(&images) || !self.dispatch.live.prepulls(host) {
+            return Ok(());
+        }
+        sent.prepull = Some(images.clone());
+        send(socket, &FromServer::Prepull { images }).await
     }
 
     /// The views of these networks, where they differ from what was sent.
@@ -235,6 +253,7 @@ impl Session {
                 reports.retain(|report| own(&report.uid).is_some());
                 live.reports(reports);
             }
+            FromAgent::Prepulled { images } => live.prepulled(host, images),
             FromAgent::Orphans { orphans } => live.orphans(host, orphans),
             FromAgent::Buried { mut uids } => {
                 let ours = |uid: &Uid| {

@@ -8,20 +8,20 @@ use crate::auth::audit::Audit;
 use crate::auth::ca::Pki;
 use crate::auth::seal::Sealer;
 use crate::config::ServerConfig;
-use crate::image::Archives;
+use crate::peers::Peers;
+use crate::registry::Registry;
+use crate::registry::pull::{self, Wanted};
 use crate::state::State;
 use crate::store::Store;
-use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Path, State as Shared, WebSocketUpgrade};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
 use enoki_api::error::{Code, Problem};
 use enoki_api::identity::Identity;
-use enoki_api::protocol::{ARCHIVE_PATH, CERTIFICATE_PATH, JOIN_PATH, SESSION_PATH, STREAM_PATH};
+use enoki_api::protocol::{CERTIFICATE_PATH, JOIN_PATH, REGISTRY_PATH, SESSION_PATH, STREAM_PATH};
 use std::sync::Arc;
-use tokio_util::io::ReaderStream;
 
 /// The largest message an agent may send.
 const MESSAGE_MAX: usize = 16 << 20;
@@ -38,7 +38,8 @@ pub struct Dispatch {
     pub fanout: Fanout,
     pub events: Events,
     pub sealer: Arc<Sealer>,
-    pub archives: Archives,
+    pub registry: Registry,
+    pub peers: Peers,
     pub audit: Audit,
     pub pki: Pki,
     /// What a new server of the cloud is told of it.
@@ -50,7 +51,8 @@ pub fn router(dispatch: Dispatch) -> Router {
     Router::new()
         .route(SESSION_PATH, get(session))
         .route(&format!("{STREAM_PATH}/{{id}}"), get(stream))
-        .route(&format!("{ARCHIVE_PATH}/{{digest}}"), get(archive))
+        .route(&format!("{REGISTRY_PATH}/"), get(async || StatusCode::OK))
+        .route(&format!("{REGISTRY_PATH}/images/{{image}}/{{part}}/{{digest}}"), get(part))
         .route(JOIN_PATH, post(join::join))
         .route(CERTIFICATE_PATH, post(join::renew))
         .layer(DefaultBodyLimit::max(BODY_MAX))
@@ -88,20 +90,28 @@ async fn stream(
     }
 }
 
-/// The bytes of an image that an instance of the asking host needs.
-async fn archive(
+/// A part of an image that the asking host needs, whole or some of it.
+async fn part(
     Shared(dispatch): Shared<Dispatch>,
     Extension(actor): Extension<Actor>,
-    Path(digest): Path<String>,
+    Path((image, part, digest)): Path<(String, String, String)>,
+    method: Method,
+    headers: HeaderMap,
 ) -> Response {
+    let Some(wanted) = Wanted::parse(&image, &part, &digest) else {
+        return pull::refuse(&Problem::not_found("this part of an image"), "NAME_INVALID");
+    };
     if let Actor::Machine(Identity::Host { name, .. }) = &actor
-        && !super::orders::needs_archive(&dispatch.state.snapshot(), name, &digest)
+        && !super::orders::needs(&dispatch.state.snapshot(), name, &wanted.image)
     {
-        let problem = Problem::new(Code::Forbidden, format!("no instance of host {name} needs this archive"));
-        return access::refuse(&dispatch, &actor, "fetch an archive", &problem);
+        let problem = Problem::new(Code::Forbidden, format!("host {name} needs no image {}", wanted.image));
+        dispatch.audit.note(&actor, "pull an image", &problem.to_string());
+        return pull::refuse(&problem, "DENIED");
     }
-    match dispatch.archives.open(&digest).await {
-        Ok(file) => Body::from_stream(ReaderStream::with_capacity(file, 256 << 10)).into_response(),
-        Err(error) => (StatusCode::NOT_FOUND, format!("archive {digest}: {error}")).into_response(),
+    let answer = dispatch.registry.serve(&wanted, &method, &headers).await;
+    if answer.status().is_success() {
+        return answer;
     }
+    // Another server may have imported it, or have it while this one's registry is away.
+    dispatch.peers.elsewhere(&wanted, &method, &headers).await.unwrap_or(answer)
 }

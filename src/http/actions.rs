@@ -4,7 +4,7 @@ use super::App;
 use super::answer::{self, Answer};
 use super::commit::{Done, Step, commit};
 use super::edit::{self, Edit};
-use super::kinds::instance::bury;
+use super::kinds::instance::{bury, resolve};
 use super::objects::{Managed, Options, Place, finish, key, missing, place, plan};
 use super::query::{Params, if_match};
 use crate::auth::actor::Actor;
@@ -117,12 +117,13 @@ async fn rebuild(
         let mut new = old.clone();
         new.spec.image = wanted.image.clone();
         new.spec.rebuild_count += 1;
+        let txn = resolve(snapshot, &mut new, Txn::new())?;
         new.generation += 1;
         if options.dry_run {
             return Ok(Step::Nothing(plan(&app, snapshot, new)));
         }
         let spec_key = key(Key::spec("instances", Some(&at.0), &at.1))?;
-        let txn = Txn::new().when_unchanged(spec_key.clone(), old.revision).put(spec_key, row.encode(&new));
+        let txn = txn.when_unchanged(spec_key.clone(), old.revision).put(spec_key, row.encode(&new));
         // Whether there is a disk to discard, and where, must still be so when this is written.
         let assignment = key(Key::assignment(&at.0, &at.1))?;
         let Some(placed) = snapshot.assignments.get(&at) else {

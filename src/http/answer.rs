@@ -69,7 +69,7 @@ pub fn problem(problem: Problem) -> Response {
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let body = serde_json::to_vec(&problem).unwrap_or_default();
     let mut response = (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
-    if matches!(problem.code, Code::StoreUnavailable | Code::HostUnreachable) {
+    if matches!(problem.code, Code::StoreUnavailable | Code::RegistryUnavailable | Code::HostUnreachable) {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response

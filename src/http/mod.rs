@@ -26,13 +26,14 @@ mod streams;
 mod wait;
 mod watch;
 
+pub use kinds::archives::take_over as take_over_archives;
 pub use kinds::project::{SystemNetworks, with_default_network};
 
 use crate::auth::audit::Audit;
 use crate::auth::seal::Sealer;
 use crate::dispatch::{Broker, Events, Live};
-use crate::image::Archives;
 use crate::peers::Peers;
+use crate::registry::Registry;
 use crate::scheduler::Policy;
 use crate::state::State;
 use crate::store::Store;
@@ -53,7 +54,7 @@ pub struct App {
     pub broker: Broker,
     pub peers: Peers,
     pub sealer: Arc<Sealer>,
-    pub archives: Archives,
+    pub registry: Registry,
     pub policy: Policy,
     pub networks: SystemNetworks,
     pub audit: Audit,
@@ -77,7 +78,7 @@ impl App {
         broker: Broker,
         peers: Peers,
         sealer: Arc<Sealer>,
-        archives: Archives,
+        registry: Registry,
         policy: Policy,
         networks: SystemNetworks,
         audit: Audit,
@@ -92,7 +93,7 @@ impl App {
             broker,
             peers,
             sealer,
-            archives,
+            registry,
             policy,
             networks,
             audit,

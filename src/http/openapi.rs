@@ -286,6 +286,19 @@ impl Document {
             "/v1/projects/{project}/images/{name}/content".into(),
             json!({"parameters": place::<ImageSpec>(true), "post": content}),
         );
+        let rules = json!({"type": ["array", "null"], "items": {"type": "string"}});
+        let body = json!({"type": "object", "properties": {"require": rules}});
+        let pull = operation(
+            "pull_image",
+            "Have the hosts with these labels (`[]`: all, null: none) get it before an instance needs it",
+            &edit(),
+            Some(body),
+            &[("200", Some(reference("Image")), "Wanted so")],
+        );
+        self.paths.insert(
+            "/v1/projects/{project}/images/{name}/pull".into(),
+            json!({"parameters": place::<ImageSpec>(true), "post": pull}),
+        );
         self.get(
             "/v1/hosts/{name}/orphans",
             "list_orphans",

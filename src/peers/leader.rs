@@ -1,4 +1,4 @@
-//! The way to the leader.
+//! The way to the leader, and to servers beside this one.
 
 use super::{EVENTS_PATH, Noted, OPEN_PATH, Open, actor_header};
 use crate::auth::actor::Actor;
@@ -121,6 +121,13 @@ impl Peers {
         self.post(EVENTS_PATH, events).await
     }
 
+    /// The other servers that are reached from here, as far as is known.
+    pub(super) fn others(&self) -> Vec<Arc<Server>> {
+        let snapshot = self.shared.state.snapshot();
+        let others = snapshot.servers.values().filter(|server| server.name != self.shared.me.name);
+        others.filter(|server| server.address.is_some()).cloned().collect()
+    }
+
     async fn post(&self, path: &str, body: &impl Serialize) -> Result<(), NoLeader> {
         let request = Request::builder().method(Method::POST).uri(path);
         let body = serde_json::to_vec(body).unwrap_or_default();
@@ -138,7 +145,17 @@ impl Peers {
     async fn send(&self, request: http::request::Builder, body: Bytes) -> Result<Response<Body>, NoLeader> {
         let leader = self.shared.state.snapshot().leader.clone().ok_or(NoLeader::Nobody)?;
         let address = leader.address.as_deref().ok_or_else(|| NoLeader::Apart(leader.name.clone()))?;
-        let silent = |why: String| NoLeader::Silent { leader: leader.name.clone(), why };
+        let answer = self.exchange(address, request, body).await;
+        answer.map_err(|why| NoLeader::Silent { leader: leader.name.clone(), why })
+    }
+
+    /// Asks one server. The error is why it did not answer.
+    pub(super) async fn exchange(
+        &self,
+        address: &str,
+        request: http::request::Builder,
+        body: Bytes,
+    ) -> Result<Response<Body>, String> {
         let exchange = async {
             let endpoint = self.endpoint(address).map_err(|error| format!("{error:#}"))?;
             let io = endpoint.connect().await.map_err(|error| error.to_string())?;
@@ -152,9 +169,8 @@ impl Peers {
             sender.send_request(request).await.map_err(|error| error.to_string())
         };
         match tokio::time::timeout(CALL, exchange).await {
-            Ok(Ok(answer)) => Ok(answer.map(Body::new)),
-            Ok(Err(why)) => Err(silent(why)),
-            Err(_) => Err(silent("not in time".to_owned())),
+            Ok(answer) => answer.map(|answer| answer.map(Body::new)),
+            Err(_) => Err("not in time".to_owned()),
         }
     }
 

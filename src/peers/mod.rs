@@ -5,6 +5,7 @@
 //! others is in `dispatch::servers`, and how one becomes a server of a cloud in [`join`].
 
 mod enlist;
+mod images;
 pub mod join;
 mod leader;
 
@@ -20,6 +21,8 @@ use serde::{Deserialize, Serialize};
 pub const OPEN_PATH: &str = "/server/v1/open";
 /// POST of a list of [`Event`]s that another server noted: 204.
 pub const EVENTS_PATH: &str = "/server/v1/events";
+/// Where a server has parts of images for others: `/server/v1/images/HEX/PART/DIGEST`.
+pub const IMAGES_PATH: &str = "/server/v1/images";
 /// POST of [`join::Join`] with a token for servers as bearer, answered by [`join::Joined`].
 pub const JOIN_PATH: &str = "/server/v1/join";
 /// On a request that a server passes on: who made it there, as JSON. From anybody but a server it is ignored.

@@ -421,6 +421,10 @@ impl Snapshot {
         self.networks.seed(network);
     }
 
+    pub fn seed_image(&mut self, image: Object<ImageSpec>) {
+        self.images.seed(image);
+    }
+
     pub fn seed_operation(&mut self, name: &str, ended_at: Option<Timestamp>) {
         use enoki_api::operation::{OperationPhase, OperationVerb};
         let (verb, host) = (OperationVerb::Drain, "h1".to_owned());

@@ -1,6 +1,6 @@
 //! `enoki down`: stops what `enoki up` started and leaves every instance running.
 //!
-//! The order is supervisor, agent, server, etcd: nobody restarts what is being stopped, and nobody writes to a store that is
+//! The order is supervisor, agent, server, registry, etcd: nobody restarts what is being stopped, and nobody writes to a store that is
 //! gone. Docker follows only if we started it, dockerd before containerd, and only while live-restore is in force: its
 //! containers then go on under their shims until the next `enoki up` takes them back.
 
@@ -79,7 +79,7 @@ async fn stop_ours() -> anyhow::Result<()> {
     forget(supervisor::NAME);
     // What it was just starting becomes known in a moment; looked for too early, it would be missed and live on.
     until(Duration::from_secs(5), || async { !launch::under_way() }).await;
-    for service in [Service::Agent, Service::Server, Service::Etcd] {
+    for service in [Service::Agent, Service::Server, Service::Registry, Service::Etcd] {
         stop(service).await?;
     }
     Ok(())

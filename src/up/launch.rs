@@ -1,5 +1,5 @@
-//! Becoming a service: the last step of this program in the process that is about to be containerd, dockerd, etcd, server or
-//! agent.
+//! Becoming a service: the last step of this program in the process that is about to be containerd, dockerd, etcd, the registry,
+//! server or agent.
 //!
 //! The supervisor (or a systemd unit) runs `enoki supervise --launch NAME`. That process leaves its terminal, takes a clean
 //! environment and sane limits, writes its own pid file and executes the program: same pid, same start time. Whatever dies
@@ -16,7 +16,7 @@ use nix::sys::resource::{Resource, setrlimit};
 
 use super::process::{Identity, arguments, forget, in_our_mounts, program_name, register};
 use super::service::{PATH, Plan, Service};
-use super::{etcd, folders};
+use super::{etcd, folders, registry};
 use crate::config::paths;
 
 /// Passed on from whoever ran `enoki up`; all else of a person's shell has no business in a daemon.
@@ -76,6 +76,7 @@ fn prepare(service: Service, plan: &Plan) -> anyhow::Result<()> {
             etcd::ensure_certificates(&plan.server.etcd)?;
             etcd::make_data_folder().with_context(|| format!("cannot make {}", paths::ETCD_DATA))
         }
+        Service::Registry => registry::prepare(),
         Service::Dockerd => remove_stale_docker_pid(Path::new(paths::DOCKER_PID)),
         Service::Containerd | Service::Server | Service::Agent => Ok(()),
     }

@@ -1,7 +1,7 @@
 //! `enoki up` and `enoki down`: a one-machine cloud in the background, from one command.
 //!
 //! `up` looks whether the machine can be a host (`preflight`), makes certificates, makes Docker know the runtime wrapper
-//! (`runtime`), and has whichever of containerd, dockerd, etcd, server and agent does not answer started: by a small
+//! (`runtime`), and has whichever of containerd, dockerd, etcd, registry, server and agent does not answer started: by a small
 //! supervisor of ours, or by systemd where that is PID 1. Then it waits until the host is ready. It can be run again at any
 //! time: what runs is left alone, except what is ours and whose binary or configuration has changed. Instances never notice.
 //!
@@ -21,6 +21,7 @@ mod preflight;
 mod process;
 mod purge;
 mod ready;
+mod registry;
 mod runtime;
 mod service;
 mod supervisor;

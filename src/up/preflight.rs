@@ -28,6 +28,7 @@ const ALWAYS: [Tool; 8] = [
 const FOR_DOCKER: [Tool; 3] =
     [("dockerd", "docker.io"), ("containerd", "containerd"), ("iptables", "iptables")];
 const FOR_ETCD: [Tool; 1] = [("etcd", "etcd-server")];
+const FOR_REGISTRY: [Tool; 1] = [("docker-registry", "docker-registry")];
 
 /// Controllers that instances are limited by; cgroup v2 calls the block one `io` and has no `freezer` among them.
 const CONTROLLERS: [(&str, &str); 4] =
@@ -209,6 +210,9 @@ pub async fn gather(plan: &Plan) -> Facts {
     {
         tools.extend(FOR_ETCD);
         port_holders = etcd::port_holders();
+    }
+    if plan.runs(Service::Registry) {
+        tools.extend(FOR_REGISTRY);
     }
     let helpers = [paths::RUNTIME, paths::INIT];
     Facts {

@@ -80,7 +80,7 @@ pub async fn losses(plan: &Plan) -> Losses {
         instances: instances(Path::new(paths::CONTAINERS)),
         disk_bytes: used(Path::new(paths::DISKS)) + used(Path::new(paths::VOLUMES)),
         volumes: entries(Path::new(paths::VOLUMES)).len(),
-        images: entries(Path::new(paths::IMAGES)).len(),
+        images: entries(&crate::registry::contents(Path::new(paths::REGISTRY))).len(),
         networks: networks.ok().and_then(|list| Some(list.get("items")?.as_array()?.len())),
     }
 }
@@ -195,13 +195,31 @@ async fn remove_images(socket: &Path) -> anyhow::Result<()> {
     let list = call(socket, "GET", "/images/json", CALL).await.context("cannot list images")?;
     let tags =
         list.as_array().into_iter().flatten().filter_map(|image| image.get("RepoTags")?.as_array()).flatten();
-    for tag in tags.filter_map(Value::as_str).filter(|tag| tag.starts_with("enoki/")) {
-        match call(socket, "DELETE", &format!("/images/{tag}"), CALL).await {
+    let digests = list
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|image| image.get("RepoDigests")?.as_array())
+        .flatten();
+    let pulled = digests.filter_map(Value::as_str).filter(|name| is_our_pull(name));
+    for name in tags.filter_map(Value::as_str).filter(|tag| tag.starts_with("enoki/")).chain(pulled) {
+        match call(socket, "DELETE", &format!("/images/{name}"), CALL).await {
             Ok(_) | Err(docker::Error::Refused { status: 404, .. }) => {}
-            Err(e) => eprintln!("image {tag}: left, {e}"),
+            Err(e) => eprintln!("image {name}: left, {e}"),
         }
     }
     Ok(())
+}
+
+/// Whether an image has this name from a pull through an agent: `127.0.0.1:PORT/images/HEX@sha256:HEX`.
+fn is_our_pull(name: &str) -> bool {
+    let digest = name.strip_prefix("127.0.0.1:").and_then(|rest| rest.split_once('@'));
+    digest.is_some_and(|(place, digest)| {
+        let own = enoki_api::protocol::repository(digest);
+        place.split_once('/').is_some_and(|(port, repository)| {
+            port.bytes().all(|b| b.is_ascii_digit()) && own.as_deref() == Some(repository)
+        })
+    })
 }
 
 /// How many containers still name our runtime; the wrapper must stay registered for them to start.
@@ -363,6 +381,20 @@ async fn tool(program: &str, args: &[&str]) -> anyhow::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_images_that_came_through_an_agent_are_ours() {
+        let (hex, other) = ("ab".repeat(32), "cd".repeat(32));
+        for (name, ours) in [
+            (format!("127.0.0.1:4321/images/{hex}@sha256:{hex}"), true),
+            (format!("127.0.0.1:4321/images/{other}@sha256:{hex}"), false),
+            (format!("127.0.0.1:4321/shop@sha256:{hex}"), false),
+            (format!("198.18.0.1:4321/images/{hex}@sha256:{hex}"), false),
+            ("127.0.0.1:4321/images/x:1".to_owned(), false),
+        ] {
+            assert_eq!(is_our_pull(&name), ours, "{name}");
+        }
+    }
 
     #[test]
     fn only_our_links_and_rules_are_ours() {

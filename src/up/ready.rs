@@ -16,8 +16,8 @@ const STEP: Duration = Duration::from_secs(5);
 /// Waits for each service in turn, `limit` in all. The error names the log to read and shows its last lines.
 pub async fn wait(plan: &Plan, host: &str, limit: Duration) -> anyhow::Result<()> {
     let end = Instant::now() + limit;
-    for service in [Service::Dockerd, Service::Etcd, Service::Server, Service::Agent] {
-        if matches!(service, Service::Etcd | Service::Server) && !plan.runs(service) {
+    for service in [Service::Dockerd, Service::Etcd, Service::Registry, Service::Server, Service::Agent] {
+        if matches!(service, Service::Etcd | Service::Registry | Service::Server) && !plan.runs(service) {
             continue;
         }
         let mut told = false;
@@ -42,6 +42,7 @@ pub async fn wait(plan: &Plan, host: &str, limit: Duration) -> anyhow::Result<()
 fn what(service: Service) -> &'static str {
     match service {
         Service::Agent => "this host",
+        Service::Registry => "the registry",
         other => other.name(),
     }
 }

@@ -1,4 +1,4 @@
-//! The five processes of a one-machine cloud: what each is called, how it is run, and how one tells that it answers.
+//! The six processes of a one-machine cloud: what each is called, how it is run, and how one tells that it answers.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -16,18 +16,21 @@ pub enum Service {
     Containerd,
     Dockerd,
     Etcd,
+    Registry,
     Server,
     Agent,
 }
 
 impl Service {
-    pub const ALL: [Self; 5] = [Self::Containerd, Self::Dockerd, Self::Etcd, Self::Server, Self::Agent];
+    pub const ALL: [Self; 6] =
+        [Self::Containerd, Self::Dockerd, Self::Etcd, Self::Registry, Self::Server, Self::Agent];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Containerd => "containerd",
             Self::Dockerd => "dockerd",
             Self::Etcd => "etcd",
+            Self::Registry => "registry",
             Self::Server => "server",
             Self::Agent => "agent",
         }
@@ -42,7 +45,7 @@ impl Service {
         Duration::from_secs(match self {
             Self::Containerd | Self::Dockerd => 30,
             Self::Etcd => 15,
-            Self::Server | Self::Agent => 10,
+            Self::Registry | Self::Server | Self::Agent => 10,
         })
     }
 
@@ -50,7 +53,7 @@ impl Service {
     pub fn oom_score_adj(self) -> i32 {
         match self {
             Self::Containerd => -999,
-            Self::Dockerd | Self::Etcd | Self::Server | Self::Agent => -500,
+            Self::Dockerd | Self::Etcd | Self::Registry | Self::Server | Self::Agent => -500,
         }
     }
 }
@@ -88,7 +91,7 @@ impl Plan {
         match service {
             Service::Containerd | Service::Dockerd => self.own_docker,
             Service::Etcd => self.own_server && self.server.runs_own_etcd(),
-            Service::Server => self.own_server,
+            Service::Registry | Service::Server => self.own_server,
             Service::Agent => true,
         }
     }
@@ -99,6 +102,7 @@ impl Plan {
             Service::Containerd => connects(Path::new(paths::CONTAINERD_SOCKET)).await,
             Service::Dockerd => docker::answers(&self.docker_socket).await,
             Service::Etcd => etcd::healthy(&self.server.etcd).await,
+            Service::Registry => connects(Path::new(paths::REGISTRY_SOCKET)).await,
             Service::Server => connects(&self.server.api_socket).await,
             Service::Agent => agent_by_hand().is_some(),
         }
@@ -114,6 +118,8 @@ impl Plan {
                 let runs = process::arguments(running.pid()).into_iter().skip(1).map(OsString::from);
                 return (!runs.eq(wanted)).then_some(CONFIGURED);
             }
+            // What it is told never changes with a configuration of ours, only with our version.
+            Service::Registry => return None,
             Service::Server => paths::SERVER_TOML,
             Service::Agent => paths::AGENT_TOML,
         };
@@ -133,6 +139,7 @@ impl Plan {
                 dockerd_args(&std::fs::read_to_string(paths::DOCKER_JSON).unwrap_or_default()),
             ),
             Service::Etcd => (find_program("etcd"), etcd::args(&self.server.etcd)),
+            Service::Registry => (find_program("docker-registry"), strings(&["serve", paths::REGISTRY_YML])),
             Service::Server => (enoki_binary(), strings(&["server"])),
             Service::Agent => (enoki_binary(), strings(&["agent"])),
         }
@@ -216,7 +223,7 @@ mod tests {
         let mut server = ServerConfig::default();
         server.etcd.endpoints = vec!["https://198.18.0.2:2379".into()];
         let agent = AgentConfig { docker: "unix:///srv/docker.sock".into(), ..AgentConfig::default() };
-        assert_eq!(plan(server, agent), [Service::Server, Service::Agent]);
+        assert_eq!(plan(server, agent), [Service::Registry, Service::Server, Service::Agent]);
         let agent = AgentConfig { servers: vec!["https://198.18.0.2:7443".into()], ..AgentConfig::default() };
         let host_only = [Service::Containerd, Service::Dockerd, Service::Agent];
         assert_eq!(plan(ServerConfig::default(), agent), host_only);

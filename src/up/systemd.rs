@@ -15,8 +15,9 @@ use crate::config::{paths, write_atomic};
 
 /// What is installed to /etc/systemd/system. None of them has a mount namespace of its own (no PrivateTmp, no
 /// ProtectSystem): the agent's namespace pins and disks are mounts, and must be seen by Docker and outlive the agent.
-const UNITS: [(&str, &str); 5] = [
+const UNITS: [(&str, &str); 6] = [
     ("enoki-etcd.service", include_str!("../../deploy/systemd/enoki-etcd.service")),
+    ("enoki-registry.service", include_str!("../../deploy/systemd/enoki-registry.service")),
     ("enoki-server.service", include_str!("../../deploy/systemd/enoki-server.service")),
     ("enoki-agent.service", include_str!("../../deploy/systemd/enoki-agent.service")),
     ("enoki-pki.service", include_str!("../../deploy/systemd/enoki-pki.service")),
@@ -36,6 +37,7 @@ pub fn unit(service: Service) -> &'static str {
         Service::Containerd => "containerd.service",
         Service::Dockerd => "docker.service",
         Service::Etcd => "enoki-etcd.service",
+        Service::Registry => "enoki-registry.service",
         Service::Server => "enoki-server.service",
         Service::Agent => "enoki-agent.service",
     }
@@ -57,7 +59,7 @@ pub async fn up(plan: &Plan) -> anyhow::Result<bool> {
         systemctl(&["enable", "--now", unit(Service::Containerd), unit(Service::Dockerd)]).await?;
         started_docker = true;
     }
-    for service in [Service::Etcd, Service::Server, Service::Agent] {
+    for service in [Service::Etcd, Service::Registry, Service::Server, Service::Agent] {
         if !plan.runs(service) {
             continue;
         }
@@ -81,7 +83,7 @@ pub async fn down(docker: bool) -> anyhow::Result<()> {
         .map(|(name, _)| *name)
         .filter(|name| Path::new(paths::UNITS).join(name).exists())
         .collect();
-    for service in [Service::Agent, Service::Server, Service::Etcd] {
+    for service in [Service::Agent, Service::Server, Service::Registry, Service::Etcd] {
         if present.contains(&unit(service)) {
             systemctl(&["disable", "--now", unit(service)]).await?;
             forget(service.name());
@@ -160,6 +162,6 @@ mod tests {
                 assert!(!text.contains(hiding), "{name} has {hiding}");
             }
         }
-        assert!(UNITS[2].1.contains("KillMode=process"));
+        assert!(UNITS[3].1.contains("KillMode=process"));
     }
 }

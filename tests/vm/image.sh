@@ -14,7 +14,7 @@ cache=${ENOKI_VM_CACHE:-/var/cache/enoki/vm}
 include=(
 	linux-image-cloud-amd64 initramfs-tools systemd-sysv udev dbus kmod
 	# What deploy/setup.sh installs for a host.
-	docker.io apparmor containerd runc etcd-server etcd-client iproute2 iptables nftables e2fsprogs xfsprogs procps curl jq
+	docker.io apparmor containerd runc etcd-server etcd-client docker-registry iproute2 iptables nftables e2fsprogs xfsprogs procps curl jq
 	iputils-ping ca-certificates
 )
 
@@ -71,8 +71,10 @@ say "making it a machine"
 printf 'enoki-vm\n' >"$root/etc/hostname"
 printf '127.0.0.1 localhost enoki-vm\n' >"$root/etc/hosts"
 printf '/dev/vda / ext4 rw 0 1\n' >"$root/etc/fstab"
-# Debian starts its own etcd on 2379, where ours belongs: masked as deploy/setup.sh does it.
-ln -sf /dev/null "$root/etc/systemd/system/etcd.service"
+# Debian starts its own etcd on 2379, where ours belongs, and a registry for everybody: masked as deploy/setup.sh does it.
+for unit in etcd docker-registry; do
+	ln -sf /dev/null "$root/etc/systemd/system/$unit.service"
+done
 
 # Each boot runs what the second disk says, once the machine is up. The second serial port is the test's alone.
 cat >"$root/etc/systemd/system/vm-test.service" <<'UNIT'

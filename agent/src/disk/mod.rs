@@ -73,7 +73,7 @@ pub struct Rootfs {
 pub struct Pinned {
     pub id: String,
     pub name: String,
-    /// Of the archive that was imported, with which the image comes back when its name means another one. None:
+    /// The registry's name of what was imported, with which the image comes back when its name means another one. None:
     /// it was pulled, or pinned before this was written down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,

@@ -31,11 +31,11 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// PURE: what the order's disk remembers of the image that it is made on.
 pub fn pin(order: &Order, id: &str) -> Pinned {
-    let archive = order.archive.as_ref().filter(|archive| archive.image_id == id);
+    let imported = order.imported.as_ref().filter(|imported| imported.image_id == id);
     Pinned {
         id: id.to_owned(),
         name: order.instance.spec.image.clone(),
-        digest: archive.map(|archive| archive.digest.clone()),
+        digest: imported.map(|imported| imported.digest.clone()),
     }
 }
 

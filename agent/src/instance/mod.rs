@@ -25,7 +25,8 @@ pub mod observed;
 pub mod samples;
 pub mod simulated;
 
-use crate::image::{Archives, Images};
+use crate::image::Images;
+use crate::image::mirror::Source;
 use crate::ledger::Ledger;
 use crate::runtime::Runtime;
 use crate::session::outbox::Outbox;
@@ -77,13 +78,13 @@ impl Host {
     pub fn new(
         runtime: Arc<dyn Runtime>,
         machine: Arc<dyn Machine>,
-        archives: Arc<dyn Archives>,
+        source: Arc<dyn Source>,
         ledger: Arc<Ledger>,
         outbox: Outbox,
         docker: watch::Receiver<bool>,
     ) -> Self {
         Host {
-            images: Images::new(runtime.clone(), archives),
+            images: Images::new(runtime.clone(), source),
             runtime,
             machine,
             ledger,

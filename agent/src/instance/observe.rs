@@ -124,7 +124,12 @@ pub async fn observe(host: &Host, desired: &Desired, memory: &Memory, up: bool) 
 
 /// PURE: the image that a container of this order is made from.
 pub fn wanted_image<'a>(order: &'a Order, pinned: Option<&'a Pinned>) -> Wanted<'a> {
-    Wanted { name: &order.instance.spec.image, archive: order.archive.as_ref(), pinned }
+    Wanted {
+        name: &order.instance.spec.image,
+        imported: order.imported.as_ref(),
+        current: order.current,
+        pinned,
+    }
 }
 
 fn unrecorded(bodies: Option<&Vec<Body>>) -> bool {

@@ -25,7 +25,8 @@ pub fn order(name: &str) -> Order {
         networks: Default::default(),
         volumes: Default::default(),
         env: Default::default(),
-        archive: None,
+        imported: None,
+        current: true,
     }
 }
 

@@ -16,7 +16,7 @@ mod reading;
 mod wire;
 
 use super::runc::Programs;
-use super::{Container, Create, Error, Event, ExecEnd, ExecRequest, ExecStream, ImageInfo, Runtime};
+use super::{Container, Create, Error, Event, ExecEnd, ExecRequest, ExecStream, ImageInfo, Login, Runtime};
 use async_trait::async_trait;
 use bollard::errors::Error as Fault;
 use bollard::models::{
@@ -40,7 +40,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::AsyncRead;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
@@ -421,16 +420,16 @@ impl Runtime for Docker {
         }
     }
 
-    async fn pull(&self, name: &str) -> Result<(), Error> {
-        images::pull(self, name).await
-    }
-
-    async fn load(&self, archive: Box<dyn AsyncRead + Send + Unpin>) -> Result<(), Error> {
-        images::load(self, archive).await
+    async fn pull(&self, name: &str, login: Option<&Login>) -> Result<(), Error> {
+        images::pull(self, name, login).await
     }
 
     async fn tag(&self, id: &str, name: &str) -> Result<(), Error> {
         images::tag(self, id, name).await
+    }
+
+    async fn untag(&self, name: &str) -> Result<(), Error> {
+        images::untag(self, name).await
     }
 
     async fn exec(&self, container: &str, request: &ExecRequest) -> Result<ExecStream, Error> {

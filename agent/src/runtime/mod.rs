@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWrite;
 
 /// What went wrong, by what a caller would do about it.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +102,19 @@ pub struct ImageInfo {
     pub user: Option<String>,
 }
 
+/// What a registry is shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Login {
+    pub user: String,
+    pub password: String,
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Login").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
 /// Something happened to one of our containers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
@@ -176,14 +189,14 @@ pub trait Runtime: Send + Sync + 'static {
     /// An image by name or id. `Ok(None)`: known to be absent.
     async fn image(&self, name: &str) -> Result<Option<ImageInfo>, Error>;
 
-    /// Pulls by name from its registry.
-    async fn pull(&self, name: &str) -> Result<(), Error>;
-
-    /// Loads a `docker save` archive.
-    async fn load(&self, archive: Box<dyn AsyncRead + Send + Unpin>) -> Result<(), Error>;
+    /// Pulls by name (and digest) from its registry.
+    async fn pull(&self, name: &str, login: Option<&Login>) -> Result<(), Error>;
 
     /// Gives the image `id` the name.
     async fn tag(&self, id: &str, name: &str) -> Result<(), Error>;
+
+    /// Takes a name from an image. Idempotent. An image without any other is removed with it.
+    async fn untag(&self, name: &str) -> Result<(), Error>;
 
     /// A program that could not be started is an error, or an end as [`ExecEnd::NotStarted`].
     async fn exec(&self, container: &str, request: &ExecRequest) -> Result<ExecStream, Error>;

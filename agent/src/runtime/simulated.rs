@@ -5,7 +5,8 @@
 //! exit, run out of memory, vanish. One conformance suite keeps it like Docker.
 
 use super::{
-    Container, Create, Error, Event, ExecEnd, ExecRequest, ExecStream, ImageInfo, Output, Runtime, State,
+    Container, Create, Error, Event, ExecEnd, ExecRequest, ExecStream, ImageInfo, Login, Output, Runtime,
+    State,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -19,7 +20,7 @@ use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{broadcast, watch};
 
 /// A call of the trait, by name, for [`Simulated::fail_next`].
@@ -34,8 +35,8 @@ pub enum Call {
     Events,
     Image,
     Pull,
-    Load,
     Tag,
+    Untag,
     Exec,
 }
 
@@ -273,6 +274,14 @@ impl World {
         }
     }
 
+    fn unname_image(&mut self, id: &str, name: &str) {
+        let Some((_, names)) = self.images.get_mut(id) else { return };
+        names.retain(|known| known != name);
+        if names.is_empty() {
+            self.images.remove(id);
+        }
+    }
+
     fn seen(&self, id: &str) -> Option<Container> {
         let made = self.containers.get(id)?;
         let label = |key: &str| made.create.labels.get(key).cloned().unwrap_or_default();
@@ -425,31 +434,12 @@ impl Runtime for Simulated {
         Ok(info.map(|info| ImageInfo { names: named(info).unwrap_or_default(), ..info.clone() }))
     }
 
-    async fn pull(&self, name: &str) -> Result<(), Error> {
+    async fn pull(&self, name: &str, _login: Option<&Login>) -> Result<(), Error> {
         self.enter(Call::Pull).await?;
         let mut world = self.world();
         let info = world.registry.get(name).cloned();
         let info = info.ok_or_else(|| Error::NotFound(format!("manifest unknown: {name}")))?;
         world.put_image(Some(name), info);
-        Ok(())
-    }
-
-    /// Takes an archive as `docker save` writes it, from which it reads the configuration alone.
-    async fn load(&self, mut archive: Box<dyn AsyncRead + Send + Unpin>) -> Result<(), Error> {
-        self.enter(Call::Load).await?;
-        let mut bytes = Vec::new();
-        archive
-            .read_to_end(&mut bytes)
-            .await
-            .map_err(|why| Error::Refused(format!("the archive could not be read to its end: {why}")))?;
-        let (names, info) = read_archive(&bytes)
-            .ok_or_else(|| Error::Refused("load image: not an archive of `docker save`".to_owned()))?;
-        let mut world = self.world();
-        let id = info.id.clone();
-        world.put_image(None, info);
-        for name in names {
-            world.name_image(&id, &name);
-        }
         Ok(())
     }
 
@@ -459,6 +449,14 @@ impl Runtime for Simulated {
         let found = world.image(id).map(|info| info.id.clone());
         let found = found.ok_or_else(|| Error::NotFound(format!("No such image: {id}")))?;
         world.name_image(&found, name);
+        Ok(())
+    }
+
+    async fn untag(&self, name: &str) -> Result<(), Error> {
+        self.enter(Call::Untag).await?;
+        let mut world = self.world();
+        let Some(id) = world.image(name).map(|info| info.id.clone()) else { return Ok(()) };
+        world.unname_image(&id, name);
         Ok(())
     }
 
@@ -547,35 +545,6 @@ fn run(
             .flatten(),
         )
         .boxed()
-}
-
-fn read_archive(bytes: &[u8]) -> Option<(Vec<String>, ImageInfo)> {
-    let mut files = BTreeMap::new();
-    for entry in tar::Archive::new(bytes).entries().ok()? {
-        let mut entry = entry.ok()?;
-        let path = entry.path().ok()?.to_string_lossy().into_owned();
-        if path.ends_with(".json") {
-            let mut text = Vec::new();
-            std::io::Read::read_to_end(&mut entry, &mut text).ok()?;
-            files.insert(path, text);
-        }
-    }
-    let manifest: serde_json::Value = serde_json::from_slice(files.get("manifest.json")?).ok()?;
-    let config = files.get(manifest[0]["Config"].as_str()?)?;
-    let parsed: serde_json::Value = serde_json::from_slice(config).ok()?;
-    let texts = |value: &serde_json::Value| -> Vec<String> {
-        value.as_array().into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect()
-    };
-    let inner = &parsed["config"];
-    let info = ImageInfo {
-        id: format!("sha256:{}", hex(&Sha256::digest(config))),
-        names: Vec::new(),
-        entrypoint: texts(&inner["Entrypoint"]),
-        command: texts(&inner["Cmd"]),
-        user: inner["User"].as_str().filter(|user| !user.is_empty()).map(str::to_owned),
-        volumes: inner["Volumes"].as_object().map(|all| all.keys().cloned().collect()).unwrap_or_default(),
-    };
-    Some((texts(&manifest[0]["RepoTags"]), info))
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -12,6 +12,7 @@ pub mod outbox;
 pub mod socket;
 
 use crate::credentials;
+use crate::image::prepull::Prepulls;
 use crate::instance::fleet::Fleet;
 use crate::network::Underlay;
 use crate::streams::Streams;
@@ -67,6 +68,7 @@ pub struct Session {
     pub hello: Hello,
     pub fleet: Fleet,
     pub outbox: Outbox,
+    pub prepulls: Prepulls,
     pub streams: Streams,
     /// A file that is there while there is a session.
     pub mark: PathBuf,
@@ -210,6 +212,10 @@ impl Session {
                     }
                     self.fleet.delta(orders, tombstones).await;
                     sequence = Some(to);
+                }
+                FromServer::Prepull { images } => {
+                    self.prepulls.want(images);
+                    self.outbox.prepulls_asked();
                 }
                 FromServer::Overlays { overlays } => self.fleet.overlays(overlays).await,
                 FromServer::Open { stream, request, server } => self.streams.open(stream, request, server),

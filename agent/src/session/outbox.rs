@@ -18,6 +18,9 @@ struct Kept {
     unsent: BTreeSet<Uid>,
     orphans: Vec<Orphan>,
     orphans_unsent: bool,
+    /// None: no server has asked.
+    prepulled: Option<BTreeSet<String>>,
+    prepulled_unsent: bool,
     buried: BTreeSet<Uid>,
     happened: VecDeque<FromAgent>,
     health: Health,
@@ -74,6 +77,28 @@ impl Outbox {
         self.filled.notify_one();
     }
 
+    /// The whole set; told when it changed.
+    pub fn prepulled(&self, images: BTreeSet<String>) {
+        {
+            let mut kept = self.kept();
+            if kept.prepulled.as_ref() == Some(&images) {
+                return;
+            }
+            kept.prepulled = Some(images);
+            kept.prepulled_unsent = true;
+        }
+        self.filled.notify_one();
+    }
+
+    /// The server of this session asks: it is told what was told before, too.
+    pub fn prepulls_asked(&self) {
+        {
+            let mut kept = self.kept();
+            kept.prepulled_unsent = kept.prepulled.is_some();
+        }
+        self.filled.notify_one();
+    }
+
     pub fn buried(&self, uid: Uid) {
         self.kept().buried.insert(uid);
         self.filled.notify_one();
@@ -104,6 +129,8 @@ impl Outbox {
             let mut kept = self.kept();
             kept.unsent = kept.reports.keys().cloned().collect();
             kept.orphans_unsent = true;
+            // Not every server understands it: one that does asks first.
+            kept.prepulled_unsent = false;
         }
         self.filled.notify_one();
     }
@@ -135,6 +162,9 @@ impl Outbox {
         }
         if std::mem::take(&mut kept.orphans_unsent) {
             messages.push(FromAgent::Orphans { orphans: kept.orphans.clone() });
+        }
+        if std::mem::take(&mut kept.prepulled_unsent) {
+            messages.extend(kept.prepulled.clone().map(|images| FromAgent::Prepulled { images }));
         }
         if !kept.buried.is_empty() {
             let uids = std::mem::take(&mut kept.buried).into_iter().collect();

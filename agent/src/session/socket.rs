@@ -1,4 +1,4 @@
-//! Dials servers: WebSockets for the session and its streams, plain requests for archives and certificates.
+//! Dials servers: WebSockets for the session and its streams, plain requests for images and certificates.
 //!
 //! There may be several servers, and the leader alone has sessions: the others tell where it is. The session looks for it,
 //! everything else goes where the session is.
@@ -7,19 +7,13 @@ use crate::credentials::HostPki;
 use crate::ledger::file;
 use enoki_api::client::Client;
 use enoki_api::endpoint::{Authority, Endpoint, Io};
-use enoki_api::protocol::ARCHIVE_PATH;
-use futures::TryStreamExt;
-use http_body_util::{BodyExt, Empty};
-use hyper_util::rt::TokioIo;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::io::AsyncRead;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
-use tokio_util::io::StreamReader;
 
 /// Connect and handshake.
 const DIAL: Duration = Duration::from_secs(5);
@@ -181,7 +175,8 @@ impl Dialer {
         Client::new(endpoint, None).map_err(|error| Error::Credentials(error.to_string()))
     }
 
-    async fn connect(&self, server: &str) -> Result<Box<dyn Io>, Error> {
+    /// A connection to one server.
+    pub async fn connect(&self, server: &str) -> Result<Box<dyn Io>, Error> {
         let connected = match &self.shared.transport {
             Some(transport) => transport.connect(server).await,
             None => self.endpoint(server)?.connect().await,
@@ -207,32 +202,6 @@ impl Dialer {
             Ok(socket)
         };
         timeout(DIAL, dial).await.map_err(|_| Error::Late(server.clone()))?
-    }
-}
-
-#[async_trait::async_trait]
-impl crate::image::Archives for Dialer {
-    /// The body comes as it is read: an archive of gigabytes never is in memory.
-    async fn open(&self, digest: &str) -> io::Result<Box<dyn AsyncRead + Send + Unpin>> {
-        let request = async {
-            let stream = self.connect(&self.server()).await.map_err(io::Error::other)?;
-            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-                .await
-                .map_err(io::Error::other)?;
-            // Ends with the body, or when the body is dropped.
-            tokio::spawn(connection);
-            let request = http::Request::get(format!("{ARCHIVE_PATH}/{digest}"))
-                .header(http::header::HOST, "enoki")
-                .body(Empty::<bytes::Bytes>::new())
-                .map_err(io::Error::other)?;
-            sender.send_request(request).await.map_err(io::Error::other)
-        };
-        let answer = timeout(DIAL, request).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        if !answer.status().is_success() {
-            return Err(io::Error::other(format!("the server answered {}", answer.status())));
-        }
-        let bytes = answer.into_body().into_data_stream().map_err(io::Error::other);
-        Ok(Box::new(StreamReader::new(bytes)))
     }
 }
 

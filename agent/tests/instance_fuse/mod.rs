@@ -7,7 +7,7 @@ use enoki_agent::instance::observed::Disk;
 use enoki_agent::instance::simulated::Simulated as Ground;
 use enoki_agent::runtime::simulated::Simulated as Docker;
 use enoki_agent::runtime::{
-    Container, Create, Error, Event, ExecEnd, ExecRequest, ExecStream, ImageInfo, Runtime,
+    Container, Create, Error, Event, ExecEnd, ExecRequest, ExecStream, ImageInfo, Login, Runtime,
 };
 use enoki_api::instance::{Doomed, LimitsStatus};
 use enoki_api::object::Uid;
@@ -17,7 +17,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
-use tokio::io::AsyncRead;
 
 /// Burns down by one at every point.
 pub struct Fuse {
@@ -92,11 +91,11 @@ impl Runtime for Mortal {
     async fn image(&self, name: &str) -> Result<Option<ImageInfo>, Error> {
         self.docker.image(name).await
     }
-    async fn pull(&self, name: &str) -> Result<(), Error> {
-        self.fuse.around(self.docker.pull(name)).await
+    async fn pull(&self, name: &str, login: Option<&Login>) -> Result<(), Error> {
+        self.fuse.around(self.docker.pull(name, login)).await
     }
-    async fn load(&self, archive: Box<dyn AsyncRead + Send + Unpin>) -> Result<(), Error> {
-        self.fuse.around(self.docker.load(archive)).await
+    async fn untag(&self, name: &str) -> Result<(), Error> {
+        self.fuse.around(self.docker.untag(name)).await
     }
     async fn tag(&self, id: &str, name: &str) -> Result<(), Error> {
         self.fuse.around(self.docker.tag(id, name)).await

@@ -1,26 +1,33 @@
 //! Images: made by importing bytes, never by writing a spec.
 
+use crate::auth::actor::Actor;
 use crate::http::App;
-use crate::http::answer::Answer;
+use crate::http::answer::{self, Answer};
 use crate::http::commit::{Done, Step, commit};
-use crate::http::objects::{Deletion, Managed, Place, finish, key, missing, place};
-use crate::http::query::Params;
-use crate::image::{Error, Imported};
+use crate::http::edit::{self, Edit};
+use crate::http::kinds::instance::resolve;
+use crate::http::objects::{Deletion, Managed, Options, Place, finish, key, missing, place};
+use crate::http::query::{Params, if_match};
+use crate::registry::archive::{Error as Fault, Room};
+use crate::registry::{Error, Import, client};
 use crate::state::{At, Row, Snapshot, Table, encode_new};
 use crate::store::Txn;
 use crate::store::keys::Key;
-use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
+use axum::{Extension, Router};
+use enoki_api::decode;
 use enoki_api::error::{Code, Problem};
 use enoki_api::image::{Image, ImageSpec};
-use enoki_api::object::{Object, check_image_name};
+use enoki_api::object::{Faults, Object, Spec, check_image_name};
 use enoki_api::project::DEFAULT;
 use enoki_api::quantity::Bytes;
 use futures::StreamExt;
 use jiff::Timestamp;
+use serde::Deserialize;
+use std::io::ErrorKind;
 use tokio::io::AsyncWriteExt;
 
 impl Managed for ImageSpec {
@@ -35,8 +42,11 @@ impl Managed for ImageSpec {
         check_image_name("name", name)
     }
 
-    fn present(_app: &App, snapshot: &Snapshot, image: &mut Object<Self>) {
+    fn present(app: &App, snapshot: &Snapshot, image: &mut Object<Self>) {
         image.status.used_by = users(snapshot, image);
+        if image.spec.prepull.is_some() {
+            image.status.hosts = app.live.have(&image.spec.image_id);
+        }
     }
 
     fn delete(
@@ -50,11 +60,7 @@ impl Managed for ImageSpec {
     }
 
     fn deleted(app: &App, image: &Object<Self>) {
-        let digest = &image.spec.archive;
-        let named = app.state.snapshot().images.of(None).any(|row| row.object.spec.archive == *digest);
-        if !named && let Err(error) = app.archives.discard(digest) {
-            tracing::warn!(image = image.name, %error, "the archive of a deleted image stays");
-        }
+        app.registry.release(&image.spec.digest);
     }
 }
 
@@ -73,7 +79,8 @@ fn users(snapshot: &Snapshot, image: &Image) -> Vec<String> {
 }
 
 pub fn routes() -> Router<App> {
-    Router::new().route("/v1/projects/{project}/images/{name}/content", post(import))
+    let at = |verb: &str| format!("/v1/projects/{{project}}/images/{{name}}/{verb}");
+    Router::new().route(&at("content"), post(import)).route(&at("pull"), post(pull))
 }
 
 /// Receives a root file system or a `docker save` archive and gives it the name. The same bytes again change nothing.
@@ -84,66 +91,145 @@ async fn import(State(app): State<App>, path: Place, params: Params, body: Body)
     if app.state.snapshot().projects.get("", &at.0).is_none() {
         return Err(missing::<ImageSpec>(&app.state.snapshot(), &at).into());
     }
-    let imported = receive(&app, body).await?;
-    let spec = ImageSpec {
-        image_id: imported.image_id,
-        archive: imported.archive,
-        size: Bytes(imported.size),
-        source: imported.source,
-    };
-    store(&app, &at, spec).await
+    let upload = receive(&app, body).await?;
+    let import = app.registry.import(upload).await.map_err(problem)?;
+    store(&app, &at, &import).await
 }
 
-async fn receive(app: &App, body: Body) -> Result<Imported, Problem> {
-    let broken = |error: std::io::Error| {
-        tracing::error!(%error, "an image could not be kept");
-        Problem::new(Code::Internal, format!("the image could not be kept: {error}"))
-    };
-    let upload = app.archives.receive().map_err(broken)?;
-    let mut file = tokio::fs::File::from_std(upload.file.try_clone().map_err(broken)?);
+async fn receive(app: &App, body: Body) -> Result<Room, Problem> {
+    let kept = |error: std::io::Error| problem(Error::Io(error));
+    let mut room = app.registry.receive().map_err(kept)?;
+    let mut file = tokio::fs::File::from_std(room.file.try_clone().map_err(kept)?);
     let mut chunks = body.into_data_stream();
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk
             .map_err(|error| Problem::new(Code::MalformedBody, format!("the upload broke off: {error}")))?;
-        file.write_all(&chunk).await.map_err(broken)?;
+        room.take(chunk.len() as u64).map_err(kept)?;
+        file.write_all(&chunk).await.map_err(kept)?;
     }
-    file.flush().await.map_err(broken)?;
-    let archives = app.archives.clone();
-    let kept = tokio::task::spawn_blocking(move || archives.keep(upload)).await;
-    match kept {
-        Ok(Ok(imported)) => Ok(imported),
-        Ok(Err(Error::NotAnImage(why))) => Err(Problem::new(Code::InvalidField, why).field("content")),
-        Ok(Err(Error::Io(error))) => Err(broken(error)),
-        Err(error) => Err(broken(std::io::Error::other(error))),
+    file.flush().await.map_err(kept)?;
+    Ok(room)
+}
+
+/// What an import that failed is told as.
+fn problem(error: Error) -> Problem {
+    match &error {
+        Error::Archive(Fault::NotAnImage(why)) => Problem::new(Code::InvalidField, why).field("content"),
+        Error::Registry(client::Error::Away(_)) => {
+            tracing::error!(%error, "an image could not be imported");
+            Problem::new(Code::RegistryUnavailable, error.to_string()).hint("nothing was changed: try again")
+        }
+        Error::Io(full) | Error::Archive(Fault::Io(full)) if full.kind() == ErrorKind::StorageFull => {
+            Problem::new(Code::TooLarge, error.to_string())
+        }
+        Error::Registry(client::Error::Refused { .. }) | Error::Io(_) | Error::Archive(Fault::Io(_)) => {
+            tracing::error!(%error, "an image could not be imported");
+            Problem::new(Code::Internal, error.to_string())
+        }
     }
 }
 
-async fn store(app: &App, at: &At, spec: ImageSpec) -> Answer {
+async fn store(app: &App, at: &At, import: &Import) -> Answer {
     let spec_key = key(Key::spec("images", Some(&at.0), &at.1))?;
     let project_key = key(Key::spec("projects", None, &at.0))?;
+    let spec = ImageSpec {
+        image_id: import.imported.image_id.clone(),
+        digest: import.imported.digest.clone(),
+        size: Bytes(import.size),
+        source: import.source.clone(),
+        prepull: None,
+    };
     let planned = commit(app, at, |snapshot| {
         Ok(match snapshot.images.at(at) {
-            Some(row) if row.object.spec == spec => Step::Nothing(row.object.uid.clone()),
             Some(row) => {
                 let mut new = row.object.clone();
-                new.spec = spec.clone();
+                new.spec = ImageSpec { prepull: row.object.spec.prepull.clone(), ..spec.clone() };
+                if new.spec == row.object.spec {
+                    return Ok(Step::Nothing(row.object.uid.clone()));
+                }
                 new.generation += 1;
+                let was = row.object.spec.digest.clone();
                 let txn = Txn::new().when_unchanged(spec_key.clone(), row.object.revision);
-                Step::Write(txn.put(spec_key.clone(), row.encode(&new)), (new.uid.clone(), StatusCode::OK))
+                let txn = txn.put(spec_key.clone(), row.encode(&new));
+                Step::Write(txn, (new.uid.clone(), StatusCode::OK, Some(was)))
             }
             None => {
                 let image =
                     Object::new(Some(&at.0), &at.1, Default::default(), spec.clone(), Timestamp::now());
                 let txn = Txn::new().when_present(project_key.clone()).when_absent(spec_key.clone());
                 let txn = txn.put(spec_key.clone(), encode_new(&image));
-                Step::Write(txn, (image.uid.clone(), StatusCode::CREATED))
+                Step::Write(txn, (image.uid.clone(), StatusCode::CREATED, None))
             }
         })
     })
     .await?;
     let (uid, status) = match planned {
         Done::Nothing(uid) => (uid, StatusCode::OK),
-        Done::Written(written) => written,
+        Done::Written((uid, status, was)) => {
+            if let Some(was) = was.filter(|was| *was != spec.digest) {
+                app.registry.release(&was);
+            }
+            (uid, status)
+        }
     };
+    settle(app, at).await;
     finish::<ImageSpec>(app, at, &uid, status, None).await
+}
+
+/// Writes down what the name means for the instances that were made before it meant anything: from here on it moves for
+/// them no more. One that is missed takes what the name means when its host first needs it.
+pub async fn settle(app: &App, image: &At) {
+    let snapshot = app.state.snapshot();
+    // What has had a container has its disk on something that came from elsewhere.
+    let fresh = |at: &At| snapshot.instance_status.get(at).is_none_or(|status| status.container_id.is_none());
+    let named = snapshot.instances.of(None).filter(|row| row.object.spec.image == image.1);
+    let waiting = named.filter(|row| row.object.spec.resolved.is_none()).map(|row| row.at());
+    let waiting: Vec<At> = waiting.filter(fresh).collect();
+    for at in waiting {
+        let settled = commit(app, &at, |snapshot| {
+            let Some(row) = snapshot.instances.at(&at) else { return Ok(Step::Nothing(())) };
+            let mut new = row.object.clone();
+            let txn = match new.spec.resolved {
+                None => resolve(snapshot, &mut new, Txn::new())?,
+                Some(_) => Txn::new(),
+            };
+            if new.spec.resolved == row.object.spec.resolved {
+                return Ok(Step::Nothing(()));
+            }
+            let spec_key = key(Key::spec("instances", Some(&at.0), &at.1))?;
+            let txn = txn.when_unchanged(spec_key.clone(), row.object.revision);
+            Ok(Step::Write(txn.put(spec_key, row.encode(&new)), ()))
+        });
+        if let Err(problem) = settled.await {
+            tracing::warn!(instance = %format!("{}/{}", at.0, at.1), %problem, "what its image means is not written down");
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Pull {
+    require: Option<Vec<String>>,
+}
+
+/// Says which hosts are to have the image before an instance needs it: those with all of these labels, or none.
+async fn pull(
+    State(app): State<App>,
+    path: Place,
+    headers: HeaderMap,
+    Extension(actor): Extension<Actor>,
+    params: Params,
+    body: Body,
+) -> Answer {
+    let options = Options::take(actor, params)?;
+    let edit = Edit { expected: if_match(&headers)?, options, done: StatusCode::OK };
+    let wanted: Pull = decode::strict(&answer::body(body).await?)?;
+    edit::run::<ImageSpec>(&app, place::<ImageSpec>(&path), edit, |old| {
+        let mut new = old.clone();
+        new.spec.prepull.clone_from(&wanted.require);
+        let mut faults = Faults::default();
+        new.spec.validate(&mut faults);
+        faults.into_result()?;
+        Ok(new)
+    })
+    .await
 }

@@ -1,6 +1,7 @@
 //! Instances: references that exist, addresses claimed with the spec, changes by their class, tombstones on delete.
 
 use crate::auth::quota::Asked;
+use crate::dispatch::orders;
 use crate::http::objects::{Deletion, Managed, key};
 use crate::http::{App, quota};
 use crate::scheduler::{self, Request, Verdict};
@@ -33,6 +34,7 @@ impl Managed for InstanceSpec {
 
     fn create(app: &App, snapshot: &Snapshot, instance: &mut Object<Self>, txn: Txn) -> Result<Txn, Problem> {
         refuse_orphaned(app, instance)?;
+        let txn = resolve(snapshot, instance, txn)?;
         let txn = references(snapshot, instance, txn)?;
         let txn = within_quota(snapshot, None, instance, txn)?;
         claims(app, snapshot, instance, txn)
@@ -48,6 +50,7 @@ impl Managed for InstanceSpec {
         // These count what Enoki did; an older copy that is sent back does not turn them back.
         new.spec.restart_count = new.spec.restart_count.max(old.object.spec.restart_count);
         new.spec.rebuild_count = old.object.spec.rebuild_count;
+        new.spec.resolved.clone_from(&old.object.spec.resolved);
         refuse_unchangeable(&old.object.spec, &new.spec)?;
         let txn = within_quota(snapshot, Some(&old.object.spec), new, txn)?;
         references(snapshot, new, txn)
@@ -127,6 +130,17 @@ fn within_quota(
 ) -> Result<Txn, Problem> {
     let asked = Asked::Instance { before, wanted: &instance.spec };
     quota::within(snapshot, instance.project.as_deref().unwrap_or_default(), asked, txn)
+}
+
+/// Writes down what its image's name means now: a name that moves changes nothing of an instance that is there. It must
+/// still mean that when this is written: what nobody needs at that moment is removed.
+pub fn resolve(snapshot: &Snapshot, instance: &mut Instance, txn: Txn) -> Result<Txn, Problem> {
+    let project = instance.project.as_deref().unwrap_or_default();
+    let image = orders::image_of(snapshot, project, &instance.spec.image);
+    instance.spec.resolved = image.and_then(|row| row.object.spec.imported());
+    let Some(image) = image else { return Ok(txn) };
+    let own = key(Key::spec("images", image.object.project.as_deref(), &image.object.name))?;
+    Ok(txn.when_unchanged(own, image.object.revision))
 }
 
 /// Adds the order to destroy one thing.

@@ -1,5 +1,6 @@
 //! The kinds that the API serves, each with what only it needs.
 
+pub mod archives;
 pub mod host;
 pub mod image;
 pub mod instance;

@@ -59,13 +59,13 @@ check 'back' enoki resize keeper --cpus 0.5 --memory 64Mi --pids 50
 same 'the pid of keeper' "$pid" "$(field keeper .status.pid)"
 
 step 'enoki up again'
-pids() { for unit in docker containerd enoki-etcd enoki-server enoki-agent; do main_pid $unit; done | paste -sd' '; }
+pids() { for unit in docker containerd enoki-etcd enoki-registry enoki-server enoki-agent; do main_pid $unit; done | paste -sd' '; }
 before=$(pids)
 check 'enoki up' enoki up --timeout 600
 same 'no process is another' "$before" "$(pids)"
 
 step 'Each killed by SIGKILL comes back, and nobody notices'
-for unit in enoki-server enoki-agent enoki-etcd docker containerd; do
+for unit in enoki-server enoki-agent enoki-etcd enoki-registry docker containerd; do
 	old=$(main_pid $unit)
 	kill -KILL "$old"
 	eventually "$unit is back" restarted $unit "$old"
@@ -73,7 +73,7 @@ for unit in enoki-server enoki-agent enoki-etcd docker containerd; do
 	eventually 'exec works' inside keeper -- true
 	same 'the pid of keeper' "$pid" "$(field keeper .status.pid)"
 done
-for unit in enoki-agent enoki-server enoki-etcd docker; do
+for unit in enoki-agent enoki-server enoki-registry enoki-etcd docker; do
 	check "systemctl restart $unit" systemctl restart $unit
 done
 eventually 'the host is ready' host_is_ready

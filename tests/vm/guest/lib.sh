@@ -48,7 +48,7 @@ main_pid() { systemctl show --property MainPID --value "$1"; }
 restarted() { [ "$(main_pid "$1")" != "$2" ] && [ "$(main_pid "$1")" != 0 ] && systemctl is-active --quiet "$1"; }
 docker_knows() { docker info --format '{{json .}}' | jq -e '.Runtimes.enoki.path != null and .LiveRestoreEnabled'; }
 
-units=(enoki-etcd.service enoki-server.service enoki-agent.service enoki-pki.timer)
+units=(enoki-etcd.service enoki-registry.service enoki-server.service enoki-agent.service enoki-pki.timer)
 units_are() {
 	local unit
 	for unit in "${units[@]}"; do
@@ -93,7 +93,7 @@ diagnose() {
 		timeout 60 enoki get instances
 		timeout 60 enoki describe instance keeper
 		systemctl --no-pager --failed
-		for unit in enoki-etcd enoki-server enoki-agent docker; do
+		for unit in enoki-etcd enoki-registry enoki-server enoki-agent docker; do
 			journalctl --no-pager -q -o cat -u "$unit" -n 12 | cut -c1-200 | sed "s/^/$unit: /"
 		done
 	} 2>&1 | sed 's/^/        | /'

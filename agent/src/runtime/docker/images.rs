@@ -1,19 +1,18 @@
-//! Images: pulled by name, loaded from an archive, tagged.
+//! Images: pulled by name or digest, tagged, untagged.
 //!
-//! Progress is read to its end, since errors come inside it. A transfer ends when nothing moves for a while
-//! (neither the archive nor the daemon's progress), and in any case after a long time.
+//! Progress is read to its end, since errors come inside it. A transfer ends when nothing moves for a while, and in
+//! any case after a long time.
 
+use super::super::Login;
 use super::{Docker, Error, Fault, Instant};
+use bollard::auth::DockerCredentials;
 use bollard::query_parameters::{
-    CreateImageOptionsBuilder, ImportImageOptionsBuilder, TagImageOptionsBuilder,
+    CreateImageOptionsBuilder, RemoveImageOptionsBuilder, TagImageOptionsBuilder,
 };
-use bytes::Bytes;
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::{Stream, TryStreamExt};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::AsyncRead;
 use tokio::time::sleep_until;
-use tokio_util::io::ReaderStream;
 
 /// `registry:5000/name:tag` as Docker takes it: repository and tag, or repository and digest.
 fn reference(name: &str) -> (&str, &str) {
@@ -72,13 +71,18 @@ async fn finish<T>(
     }
 }
 
-pub async fn pull(docker: &Docker, name: &str) -> Result<(), Error> {
+pub async fn pull(docker: &Docker, name: &str, login: Option<&Login>) -> Result<(), Error> {
     let (repository, tag) = reference(name);
     let options = CreateImageOptionsBuilder::default().from_image(repository).tag(tag).build();
+    let credentials = login.map(|login| DockerCredentials {
+        username: Some(login.user.clone()),
+        password: Some(login.password.clone()),
+        ..DockerCredentials::default()
+    });
     let idle = docker.deadlines.idle;
     let pulled = docker
         .call("pull image", &docker.transfers, docker.deadlines.transfer, |client| async move {
-            finish(client.create_image(Some(options), None, None), &Pulse::new(), idle).await
+            finish(client.create_image(Some(options), None, credentials), &Pulse::new(), idle).await
         })
         .await;
     pulled.map_err(|error| match error {
@@ -95,31 +99,6 @@ fn is_absent(text: &str) -> bool {
         .any(|words| lower.contains(words))
 }
 
-pub async fn load(docker: &Docker, archive: Box<dyn AsyncRead + Send + Unpin>) -> Result<(), Error> {
-    let pulse = Pulse::new();
-    let read_error = Arc::new(Mutex::new(None));
-    let (beat, keep) = (pulse.clone(), read_error.clone());
-    let body = ReaderStream::with_capacity(archive, 256 << 10).map(move |chunk: std::io::Result<Bytes>| {
-        beat.beat();
-        chunk.inspect_err(|why| {
-            *keep.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_string());
-        })
-    });
-    let idle = docker.deadlines.idle;
-    let loaded = docker
-        .call("load image", &docker.transfers, docker.deadlines.transfer, |client| async move {
-            let options = ImportImageOptionsBuilder::default().quiet(false).build();
-            finish(client.import_image_stream(options, body, None), &pulse, idle).await
-        })
-        .await;
-    // An archive that breaks off is its own fault, not the daemon's.
-    let broken = read_error.lock().unwrap_or_else(PoisonError::into_inner).take();
-    match broken {
-        Some(why) => Err(Error::Refused(format!("the archive could not be read to its end: {why}"))),
-        None => loaded,
-    }
-}
-
 pub async fn tag(docker: &Docker, id: &str, name: &str) -> Result<(), Error> {
     if name.contains('@') {
         return Err(Error::Refused(format!("`{name}` names a digest, which cannot be given to an image")));
@@ -129,9 +108,21 @@ pub async fn tag(docker: &Docker, id: &str, name: &str) -> Result<(), Error> {
     docker.quick("tag image", |client| async move { client.tag_image(id, Some(options)).await }).await
 }
 
+pub async fn untag(docker: &Docker, name: &str) -> Result<(), Error> {
+    let options = RemoveImageOptionsBuilder::default().noprune(true).build();
+    let removed = docker
+        .quick("untag image", |client| async move { client.remove_image(name, Some(options), None).await })
+        .await;
+    match removed {
+        Ok(_) | Err(Error::NotFound(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::StreamExt;
 
     #[test]
     fn references() {
