@@ -22,10 +22,49 @@ fn two_servers() {
             ("one quota for both", one_quota_for_both),
             ("what only the leader knows", what_only_the_leader_knows),
             ("a second of that name", a_second_of_that_name),
+            ("an image that the other server imported", an_image_of_the_other),
             ("the leader is killed", the_leader_is_killed),
             ("the old leader comes back", the_old_leader_comes_back),
         ],
     );
+}
+
+/// Its bytes are in one registry, and had by hosts whose sessions are with the other server.
+fn an_image_of_the_other(lab: &Lab) {
+    let other = &lab[1];
+    other
+        .sh("cp \"$(ls /var/cache/enoki/images/tiny-*.tar | head -n 1)\" /run/far.tar\n\
+             echo far >/run/word; tar -C /run -rf /run/far.tar word")
+        .ok();
+    other.enoki(&["image", "import", "far:1", "/run/far.tar"]).ok();
+    let image = other.api("GET", "/v1/projects/default/images/far:1", None).expect(200).json;
+    let hex = image["spec"]["digest"].as_str().unwrap_or_default().trim_start_matches("sha256:").to_owned();
+    let kept = format!("/var/lib/enoki/registry/docker/registry/v2/repositories/images/{hex}");
+    assert!(other.path(&kept).exists() && !lab[0].path(&kept).exists(), "the control: one has it");
+    lab[0].enoki(&["label", "host", "h3", "zone=c"]).ok();
+    lab[0]
+        .enoki(&[
+            "run",
+            "far",
+            "--image",
+            "far:1",
+            "--require",
+            "zone=c",
+            "--wait",
+            "--",
+            "sleep",
+            "infinity",
+        ])
+        .ok();
+    assert_eq!(lab[0].enoki(&["exec", "far", "--", "cat", "/word"]).ok().text(), "far");
+    // Not for whoever asks: hosts are no servers.
+    let answer = lab[2].sh(&format!(
+        "curl -sS --max-time 5 -o /dev/null -w '%{{http_code}}' --cert /etc/enoki/host/host.pem \
+         --cacert /etc/enoki/host/ca.crt https://{}:7443/server/v1/images/{hex}/manifests/sha256:{hex}",
+        address(2)
+    ));
+    assert_eq!(answer.text(), "403", "{answer}");
+    lab[0].enoki(&["delete", "instance", "far"]).ok();
 }
 
 fn leader(cloud: &Cloud) -> String {
