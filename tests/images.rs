@@ -102,6 +102,11 @@ fn run_on_both(lab: &Lab) {
         let all = machine.docker(&["images", "--digests", "--all"]).ok();
         assert!(!all.stdout.contains("127.0.0.1"), "{all}");
     }
+    // Nobody but root asks the registry itself.
+    let ask = "curl -sS --max-time 5 --unix-socket /run/enoki/registry.sock http://registry/v2/_catalog";
+    cloud.sh(ask).ok();
+    let stranger = cloud.sh(&format!("setpriv --reuid 65534 --regid 65534 --clear-groups {ask}"));
+    assert_ne!(stranger.code(), 0, "{stranger}");
     // The same bytes again: the same image, and nothing is stored twice.
     let before = cloud.sh("du -sb /var/lib/enoki/registry").ok();
     cloud.import_tiny();
