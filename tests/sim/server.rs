@@ -14,14 +14,15 @@ use enoki::auth::seal::Sealer;
 use enoki::config::ServerConfig;
 use enoki::controller;
 use enoki::dispatch::{self, Broker, Dispatch, Events, Fanout, Live};
-use enoki::http::{self, App};
-use enoki::image::Archives;
+use enoki::http::{self, App, SystemNetworks};
 use enoki::listen::Peer;
 use enoki::peers::{Peers, enlist};
+use enoki::registry::Registry;
 use enoki::scheduler::Policy;
 use enoki::server::bootstrap;
 use enoki::state::{self, State};
 use enoki::store::{Revision, Store};
+use enoki_api::network::NetworkKind;
 use enoki_api::tls::Fingerprint;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -84,13 +85,17 @@ impl Server {
         let (live, events, broker) = (Live::default(), Events::default(), Broker::default());
         let at = |file: &str| self.folder.join(file);
         let sealer = Arc::new(Sealer::load_or_create(&at("key")).expect("a key"));
-        let archives = Archives::open_folder(&at("images")).expect("a folder for images");
+        // Nobody imports: it is never asked.
+        let registry =
+            Registry::new(&at("registry.sock"), &at("registry"), &at("registry.yml"), &at("uploads"))
+                .expect("folders for images");
         let audit = Audit::open(&at("audit.log")).expect("an audit file");
         let pki = Pki::new(at("pki"));
         let me = state::Server { name: name.clone(), address: Some(format!("https://{name}:7443")) };
         let config =
             ServerConfig { name: name.clone(), pool: POOL.parse().expect("a network"), ..Default::default() };
-        let pool = config.pool;
+        let networks = SystemNetworks { pool: config.pool, kind: NetworkKind::Local };
+        let peers = Peers::new(state.clone(), pki.clone(), me.clone());
         let api = http::router(App::new(
             state.clone(),
             of_api.clone(),
@@ -98,11 +103,11 @@ impl Server {
             events.clone(),
             broker.clone(),
             // Without certificates: the leader is asked by users themselves.
-            Peers::new(state.clone(), pki.clone(), me.clone()),
+            peers.clone(),
             sealer.clone(),
-            archives.clone(),
+            registry.clone(),
             site.policy,
-            pool,
+            networks,
             audit.clone(),
             Fingerprint::of(&rustls::pki_types::CertificateDer::from(vec![0])),
         ));
@@ -115,7 +120,8 @@ impl Server {
             broker,
             events: events.clone(),
             sealer,
-            archives,
+            registry,
+            peers,
             audit,
             pki,
             config: Arc::new(config),
@@ -149,7 +155,7 @@ impl Server {
             };
             let parts = async {
                 tokio::join!(
-                    bootstrap(&copy, &*of_api, pool, &stop),
+                    bootstrap(&copy, &*of_api, networks, &stop),
                     controller::run_at(pace, context, me.clone(), stop.clone()),
                     enlist(&copy, &*of_api, &me, &stop),
                     fanout.run(&copy, &stop),

@@ -13,7 +13,7 @@ use enoki_agent::instance::simulated::Simulated as Ground;
 use enoki_agent::ledger::Entry;
 use enoki_agent::runtime::simulated::Simulated as Docker;
 use enoki_agent::runtime::{
-    Container, Create, Error, Event, ExecEnd, ExecRequest, ExecStream, ImageInfo, Runtime, State,
+    Container, Create, Error, Event, ExecEnd, ExecRequest, ExecStream, ImageInfo, Login, Runtime, State,
 };
 use enoki_api::instance::{Doomed, LimitsStatus};
 use enoki_api::object::Uid;
@@ -22,7 +22,6 @@ use futures::stream::BoxStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::AsyncRead;
 
 /// What an agent's acts go through.
 #[derive(Clone)]
@@ -137,16 +136,16 @@ impl Runtime for WatchedDocker {
         self.docker.image(name).await
     }
 
-    async fn pull(&self, name: &str) -> Result<(), Error> {
-        self.docker.pull(name).await
-    }
-
-    async fn load(&self, archive: Box<dyn AsyncRead + Send + Unpin>) -> Result<(), Error> {
-        self.docker.load(archive).await
+    async fn pull(&self, name: &str, login: Option<&Login>) -> Result<(), Error> {
+        self.docker.pull(name, login).await
     }
 
     async fn tag(&self, id: &str, name: &str) -> Result<(), Error> {
         self.docker.tag(id, name).await
+    }
+
+    async fn untag(&self, name: &str) -> Result<(), Error> {
+        self.docker.untag(name).await
     }
 
     async fn exec(&self, container: &str, request: &ExecRequest) -> Result<ExecStream, Error> {
