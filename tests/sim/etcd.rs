@@ -15,10 +15,11 @@ use enoki::state::{self, State};
 use enoki::store::keys::{self, ROOT};
 use enoki::store::memory::{Link, Memory};
 use enoki::store::{
-    Error, KeyValue, Leadership, Listing, Outcome, Revision, Status, Store, Txn, WatchItem, WatchStream,
+    Change, Error, KeyValue, Leadership, Listing, Outcome, Revision, Status, Store, Txn, WatchItem,
+    WatchStream,
 };
 use futures::{FutureExt, StreamExt};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -50,8 +51,7 @@ struct Inner {
     /// An older listing, for a read that comes from a member left behind.
     old: Option<Listing>,
     stale_reads: u32,
-    /// The next change of a watch is lost: only for the control that shows that it is noticed.
-    drops: u32,
+    loss: Loss,
 }
 
 struct Feed {
@@ -59,6 +59,25 @@ struct Feed {
     stream: WatchStream,
     out: mpsc::UnboundedSender<Brought>,
     mute: bool,
+}
+
+/// What watches do not bring: only for the control that shows that it is missed.
+#[derive(Default)]
+struct Loss {
+    armed: bool,
+    revisions: BTreeSet<Revision>,
+}
+
+impl Loss {
+    fn takes(&mut self, item: &Brought) -> bool {
+        let Ok(WatchItem::Changes { revision, changes }) = item else { return false };
+        let spec = |change: &Change| change.key().starts_with("/enoki/v1/instances/");
+        if self.armed && changes.iter().any(spec) {
+            self.armed = false;
+            self.revisions.insert(*revision);
+        }
+        self.revisions.contains(revision)
+    }
 }
 
 impl Etcd {
@@ -83,7 +102,7 @@ impl Etcd {
             feeds: Vec::new(),
             old: None,
             stale_reads: 0,
-            drops: 0,
+            loss: Loss::default(),
         };
         (Etcd { inner: Arc::new(Mutex::new(inner)) }, observed)
     }
@@ -148,9 +167,9 @@ impl Etcd {
         }
     }
 
-    /// One change is lost on its way to one server.
-    pub fn drop_change(&self) {
-        self.inner().drops = 1;
+    /// The next change of an instance's spec reaches no server by its watch.
+    pub fn lose_change(&self) {
+        self.inner().loss.armed = true;
     }
 
     /// Brings watches what is new; each with its own delay.
@@ -167,10 +186,7 @@ impl Etcd {
                     Some(None) => over = true,
                     Some(Some(item)) => {
                         over = item.is_err();
-                        let lost = inner.drops > 0 && matches!(item, Ok(WatchItem::Changes { .. }));
-                        if lost {
-                            inner.drops -= 1;
-                        } else {
+                        if !inner.loss.takes(&item) {
                             let _ = feed.out.send(item);
                         }
                     }

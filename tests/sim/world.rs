@@ -272,7 +272,7 @@ impl World {
             return false;
         }
         self.chaos.set(Rates {
-            lose_request: 10,
+            lose_request: if self.plan.broken == Some(Broken::NoSlowTimer) { 100 } else { 10 },
             lose_answer: 10,
             slow_request: 5,
             kill_before_commit: 4,
@@ -281,10 +281,12 @@ impl World {
             kill_after_act: 8,
         });
         let hosts: Vec<String> = self.hosts.iter().map(|host| host.node.name.clone()).collect();
-        if self.plan.broken == Some(Broken::LosesAChange) {
-            self.etcd.drop_change();
-        }
+        let loses_change = self.plan.broken == Some(Broken::LosesAChange);
         let chaos = |world: &mut World| {
+            // Towards the end, when less is left that would have all looked at anew.
+            if loses_change && world.dice.chance(10) && clock::now() > QUIET + CHAOS * 3 / 4 {
+                world.etcd.lose_change();
+            }
             if world.dice.chance(80) {
                 world.users.act(&world.servers, &hosts);
             }
