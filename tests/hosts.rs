@@ -199,6 +199,8 @@ fn host_against_host(lab: &Lab) {
         ("GET", "/v1/projects/default/secrets".to_owned(), ""),
         ("PATCH", "/v1/hosts/h1".to_owned(), "-d '{}'"),
         ("DELETE", "/v1/projects/default/instances/s1".to_owned(), ""),
+        ("POST", "/server/v1/open".to_owned(), "-H 'content-type: application/json' -d '{}'"),
+        ("POST", "/server/v1/events".to_owned(), "-H 'content-type: application/json' -d '[]'"),
     ] {
         let answer = as_host(&lab[1], method, &path, more);
         assert!(answer.starts_with("403 "), "{method} {path}: {answer}");
