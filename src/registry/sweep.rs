@@ -2,7 +2,7 @@
 //! were in no other.
 //!
 //! Who deletes an image, or moves its name, means it: that goes at once. What is unnamed for any other reason (an import
-//! that broke off, a store that was lost) stays for a day, in which somebody may put it right. The registry's own
+//! that broke off, a store that was lost) stays for thirty days, in which somebody may put it right. The registry's own
 //! program removes blobs, and must not do so while one is put: imports wait for it and it for them.
 
 use super::{Registry, contents};
@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How often one looks without being asked.
 const OFTEN: Duration = Duration::from_secs(600);
-/// What nobody has released stays unnamed for this long.
-const UNNAMED: Duration = Duration::from_secs(24 * 3600);
+/// What nobody has released stays unnamed for this long: as tombstones do, for hosts that come back with orphans.
+const UNNAMED: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The registry's program reads every manifest.
 const LONGEST: Duration = Duration::from_secs(600);
 
@@ -144,22 +144,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_released_goes_at_once_and_the_rest_after_a_day() {
+    fn what_is_released_goes_at_once_and_the_rest_after_thirty_days() {
         let (begin, mut unnamed) = (Instant::now(), BTreeMap::new());
         let kept = set(&["named", "released", "both", "torn"]);
         let released = set(&["released", "both"]);
         let needed = set(&["named", "both"]);
-        let mut at = |needed: &BTreeSet<String>, hours: u64| {
-            let now = begin + Duration::from_secs(hours * 3600);
+        let mut at = |needed: &BTreeSet<String>, days: u64| {
+            let now = begin + Duration::from_secs(days * 24 * 3600);
             doomed(&kept, needed, &released, &mut unnamed, now)
         };
         assert_eq!(at(&needed, 0), ["released"]);
-        assert_eq!(at(&needed, 23), ["released"]);
-        assert_eq!(at(&needed, 24), ["released", "torn"]);
+        assert_eq!(at(&needed, 29), ["released"]);
+        assert_eq!(at(&needed, 30), ["released", "torn"]);
         // The last instance on it is gone: its name had been taken away before.
-        assert_eq!(at(&set(&["named"]), 24), ["both", "released", "torn"]);
-        // Named again in between: its day begins anew.
-        assert_eq!(at(&set(&["named", "both", "torn"]), 25), ["released"]);
-        assert_eq!(at(&needed, 26), ["released"]);
+        assert_eq!(at(&set(&["named"]), 30), ["both", "released", "torn"]);
+        // Named again in between: its days begin anew.
+        assert_eq!(at(&set(&["named", "both", "torn"]), 31), ["released"]);
+        assert_eq!(at(&needed, 32), ["released"]);
     }
 }
