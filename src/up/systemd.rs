@@ -146,6 +146,33 @@ async fn systemctl(args: &[&str]) -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
+    /// By systemd's own word, where it is installed.
+    #[test]
+    fn systemd_understands_every_unit() {
+        let folder = tempfile::tempdir().unwrap();
+        let say = |units: &[(&str, &str)]| {
+            let files: Vec<_> = units
+                .iter()
+                .map(|(name, text)| {
+                    let file = folder.path().join(name);
+                    std::fs::write(&file, text).unwrap();
+                    file
+                })
+                .collect();
+            let said = std::process::Command::new("systemd-analyze").arg("verify").args(files).output();
+            said.map(|said| String::from_utf8_lossy(&said.stderr).into_owned())
+        };
+        let control = ("enoki-control.service", "[Service]\nType=nonsense\nExecStart=/bin/true\n");
+        match say(&[control]) {
+            Err(error) => return eprintln!("SKIPPED: systemd-analyze: {error}"),
+            Ok(said) => assert!(said.contains("Type"), "what is wrong is told: {said:?}"),
+        }
+        // The program itself need not be installed where this runs.
+        let said = say(&UNITS).unwrap();
+        let strange: Vec<&str> = said.lines().filter(|line| !line.contains("is not executable")).collect();
+        assert!(strange.is_empty(), "{}", strange.join("\n"));
+    }
+
     #[test]
     fn no_unit_hides_mounts_or_kills_more_than_its_process() {
         for (name, text) in UNITS {
