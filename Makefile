@@ -19,7 +19,7 @@ HELPERS = $(STATIC_DIR)/$(HOST)/release
 YES ?=
 HOSTS ?= 3
 
-.PHONY: help setup build helpers install images up down destroy test check deny unit sweep lab lab-down vm-test bench-launch
+.PHONY: help setup build helpers install images up down destroy test check deny unit sweep lab lab-down vm-test bench-launch bench-propagation
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -99,3 +99,6 @@ vm-test: setup helpers ## on a real Debian 12 with systemd, through a reboot and
 bench-launch: setup helpers ## launch speed of instances, beside its peers (FULL=1: the whole; SMOKE=1: a minute)
 	@benches/setup.sh
 	ENOKI_TEST_HELPERS=$(HELPERS) $(CARGO) bench --locked --bench launch
+
+bench-propagation: setup helpers ## how fast a change reaches the agents of HOSTS simulated hosts (500 unless told)
+	ENOKI_TEST_HELPERS=$(HELPERS) BENCH_HOSTS=$(if $(filter command line,$(origin HOSTS)),$(HOSTS),500) $(CARGO) bench --locked --bench propagation

@@ -3,6 +3,8 @@
 
 #[path = "support/hollow.rs"]
 mod hollow;
+#[path = "support/within.rs"]
+mod within;
 
 use enoki_harness::{Cloud, Lab, Signal, address, eventually, is_root};
 use hollow::{CAPACITY, Hollow, IMAGE};

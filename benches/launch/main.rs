@@ -14,7 +14,6 @@ mod ours;
 mod plan;
 mod report;
 mod rounds;
-mod statistics;
 mod swarm;
 
 use std::path::Path;

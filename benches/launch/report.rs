@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use crate::latency::Latencies;
 use crate::machine::Resident;
 use crate::rounds::Score;
-use crate::statistics::{Interval, added, median, quantile, ratio};
+use enoki_harness::statistics::{Interval, added, median, quantile, ratio};
 
 /// What was missed.
 #[derive(Default)]

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::contender::Contender;
 use crate::plan::Plan;
-use crate::statistics::median;
+use enoki_harness::statistics::median;
 
 const IN_FLIGHT: [usize; 4] = [1, 2, 4, 8];
 

@@ -1,10 +1,10 @@
 //! Simulated hosts: the real agent with its ledger and its session over real TLS, above a Docker and a machine in memory.
 
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::within::runtime_in;
 use anyhow::Context;
 use enoki_agent::agent::{self, AgentConfig, Parts};
 use enoki_agent::credentials::{self, HostPki};
@@ -18,9 +18,8 @@ use enoki_api::host::Capacity;
 use enoki_api::quantity::{Bytes, MilliCpu};
 use enoki_harness::Cloud;
 use futures::StreamExt;
-use nix::sched::{CloneFlags, setns};
 use tempfile::TempDir;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 /// The image that simulated hosts have.
@@ -43,15 +42,7 @@ impl Hollow {
     /// of `machine`.
     pub fn join(machine: &Cloud, servers: &[String], token: &str, hosts: usize) -> anyhow::Result<Self> {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let network = std::fs::File::open(format!("/proc/{}/ns/net", machine.sleeper()))?;
-        // Every thread of this runtime is in that network, and nothing else of this process.
-        let enter = move || {
-            if let Err(error) = setns(network.as_fd(), CloneFlags::CLONE_NEWNET) {
-                panic!("a thread cannot enter the network: {error}");
-            }
-        };
-        let tokio =
-            Builder::new_multi_thread().worker_threads(2).enable_all().on_thread_start(enter).build()?;
+        let tokio = runtime_in(machine)?;
         // Ledgers are synced to disk with every order; memory makes that free.
         let folder = tempfile::Builder::new().prefix("enoki-hollow-").tempdir_in("/dev/shm")?;
         let stop = CancellationToken::new();

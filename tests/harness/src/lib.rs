@@ -33,6 +33,7 @@ mod http;
 mod lab;
 mod signals;
 mod space;
+pub mod statistics;
 mod sweep;
 mod wait;
 

@@ -1,8 +1,4 @@
-//! Tests of the benchmarks' arithmetic: a target of its own, since a benchmark has none.
-
-mod statistics;
-
-use statistics::{Interval, added, compare, median, quantile, ratio};
+use super::{Interval, added, compare, median, quantile, ratio};
 
 /// Numbers from 0 to 999 without a pattern that matters (the constants are Knuth's).
 struct Draws(u64);

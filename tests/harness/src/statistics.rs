@@ -77,3 +77,6 @@ impl Random {
         samples.iter().map(|_| samples[(self.next() % samples.len() as u64) as usize]).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;
