@@ -25,6 +25,8 @@ use std::sync::Arc;
 
 /// The largest message an agent may send.
 const MESSAGE_MAX: usize = 16 << 20;
+/// What is read of a session at once: most words of an agent are short, and there are thousands of agents.
+const BUFFER: usize = 4 << 10;
 /// The largest body of a request to join.
 const BODY_MAX: usize = 64 << 10;
 
@@ -69,6 +71,7 @@ async fn session(
     upgrade
         .max_message_size(MESSAGE_MAX)
         .max_frame_size(MESSAGE_MAX)
+        .read_buffer_size(BUFFER)
         .on_upgrade(move |socket| Session { dispatch, actor }.serve(socket))
 }
 

@@ -17,6 +17,8 @@ use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 /// Connect and handshake.
 const DIAL: Duration = Duration::from_secs(5);
+/// What is read at once.
+const BUFFER: usize = 16 << 10;
 /// A full set of thousands of orders is one message.
 const MESSAGE_MAX: usize = 64 << 20;
 
@@ -194,6 +196,7 @@ impl Dialer {
         let dial = async {
             let stream = self.connect(&server).await?;
             let config = WebSocketConfig::default()
+                .read_buffer_size(BUFFER)
                 .max_message_size(Some(MESSAGE_MAX))
                 .max_frame_size(Some(MESSAGE_MAX));
             let (socket, _) = client_async_with_config(format!("ws://enoki{path}"), stream, Some(config))
