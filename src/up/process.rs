@@ -67,11 +67,11 @@ fn identity_file(name: &str) -> PathBuf {
     Path::new(paths::RUN).join(format!("{name}.json"))
 }
 
-/// Makes this process known as `name`. The identity goes first: a reader that finds only the pid file finds nothing of ours.
+/// Makes this process known as `name`. The identity goes last: once [`find`] finds the process, its pid file is there too.
 pub fn register(name: &str, identity: &Identity) -> std::io::Result<()> {
     let text = serde_json::to_vec(identity).map_err(std::io::Error::other)?;
-    write_atomic(&identity_file(name), &text, 0o644)?;
-    write_atomic(&pid_file(name), format!("{}\n", identity.pid).as_bytes(), 0o644)
+    write_atomic(&pid_file(name), format!("{}\n", identity.pid).as_bytes(), 0o644)?;
+    write_atomic(&identity_file(name), &text, 0o644)
 }
 
 /// Forgets `name`. Called for a process that has ended; a file that is not there is fine.
