@@ -28,6 +28,7 @@ pub(super) async fn tend(leader: &Leader) {
         let Ok(status_key) = Key::status("hosts", None, &name).map(String::from) else { continue };
         match (row, &view) {
             (None, None) => continue,
+            (None, Some(view)) if !says_hello(view, windows) => continue,
             (None, Some(view)) => {
                 let host = made(&name, view);
                 txn = txn.when_absent(spec_key.clone()).put(spec_key, encode_new(&host));
@@ -54,6 +55,12 @@ pub(super) async fn tend(leader: &Leader) {
             return;
         }
     }
+}
+
+/// PURE: whether its agent is there. A host that was deleted because it is silent has a session until that times out, and
+/// must not come back by it.
+fn says_hello(view: &HostView, windows: Windows) -> bool {
+    view.silent < windows.unknown
 }
 
 fn made(name: &str, view: &HostView) -> Host {
@@ -132,6 +139,13 @@ mod tests {
             let status = status(None, Some(&view), long, Windows::of(1)).unwrap();
             assert_eq!(status.phase, phase, "{silent}");
         }
+    }
+
+    #[test]
+    fn the_session_of_a_silent_host_does_not_make_it_anew() {
+        let windows = Windows::of(1);
+        assert!(says_hello(&view(Duration::ZERO), windows));
+        assert!(!says_hello(&view(windows.unknown), windows));
     }
 
     #[test]
