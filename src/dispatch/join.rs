@@ -65,7 +65,6 @@ async fn joined(
     headers: &HeaderMap,
     wanted: &Join,
 ) -> Result<(Actor, Joined), Problem> {
-    let snapshot = dispatch.state.snapshot();
     let actor = match actor {
         // The agent of this very machine: the socket is root's alone.
         Actor::Local { .. } => actor.clone(),
@@ -78,10 +77,11 @@ async fn joined(
             .holder(uid.to_string())
             .hint("choose another name, or delete that host first if its machine is gone for good")
     };
-    match snapshot.hosts.get("", &wanted.host) {
+    let known = || dispatch.state.snapshot().hosts.get("", &wanted.host).map(|row| row.object.uid.clone());
+    match known() {
         // The same machine joins again: its certificate was lost or has ended.
-        Some(row) if row.object.uid == wanted.uid => {}
-        Some(row) => return Err(taken(&row.object.uid)),
+        Some(uid) if uid == wanted.uid => {}
+        Some(uid) => return Err(taken(&uid)),
         None => {
             let mut host =
                 Object::new(None, &wanted.host, wanted.labels.clone(), HostSpec::default(), Timestamp::now());
@@ -93,7 +93,18 @@ async fn joined(
             let away = |error: crate::store::Error| Problem::new(Code::StoreUnavailable, error.to_string());
             match dispatch.store.txn(txn).await.map_err(away)? {
                 Outcome::Committed { revision } => drop(dispatch.state.reached(revision, CATCH_UP).await),
-                Outcome::Conflict { .. } => return Err(taken(&wanted.uid)),
+                // Somebody was faster, or this server's cache is behind.
+                Outcome::Conflict { revision, .. } => {
+                    dispatch.state.reached(revision, CATCH_UP).await;
+                    match known() {
+                        Some(uid) if uid == wanted.uid => {}
+                        Some(uid) => return Err(taken(&uid)),
+                        None => {
+                            let behind = format!("host {} was written meanwhile", wanted.host);
+                            return Err(Problem::new(Code::StaleReplica, behind).hint("try again"));
+                        }
+                    }
+                }
             }
             dispatch.events.note(&host.key(), Some(&host.uid), false, "joined", format!("with {actor}"));
         }
