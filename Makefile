@@ -18,6 +18,7 @@ STATIC_DIR := $(TARGET_DIR)/static
 HELPERS = $(STATIC_DIR)/$(HOST)/release
 YES ?=
 HOSTS ?= 3
+SERVERS ?= 1
 
 .PHONY: help setup build helpers install images up down destroy test check deny unit sweep lab lab-down vm-test bench-launch bench-propagation
 
@@ -81,11 +82,11 @@ unit: helpers
 sweep: ## remove what killed test runs left behind
 	@ENOKI_TEST_HELPERS=$(HELPERS) $(CARGO) nextest run --locked --test harness_self -E 'test(=sweeps_up_after_killed_runs)'
 
-lab: setup helpers ## a cloud of HOSTS=3 machines on this one; source /run/enoki-lab/env to talk to it
+lab: setup helpers ## a cloud of HOSTS=3 machines on this one, SERVERS=1 of them servers; source /run/enoki-lab/env to talk to it
 	$(CARGO) build --locked -p enoki --bin enoki -p enoki-harness --bin enoki-lab
 	@deploy/images/tiny.sh >/dev/null
 	@deploy/images/debian.sh >/dev/null
-	@ENOKI_TEST_HELPERS=$(HELPERS) deploy/lab.sh up $(HOSTS) $(TARGET_DIR)/debug/enoki-lab
+	@ENOKI_TEST_HELPERS=$(HELPERS) deploy/lab.sh up $(HOSTS) $(SERVERS) $(TARGET_DIR)/debug/enoki-lab
 
 lab-down: ## end the lab
 	@deploy/lab.sh down

@@ -1,5 +1,5 @@
 #!/bin/bash
-# lab.sh up HOSTS BINARY | down: starts a lab (tests/harness/src/bin/enoki-lab.rs) in the background, or ends it.
+# lab.sh up HOSTS SERVERS BINARY | down: starts a lab (tests/harness/src/bin/enoki-lab.rs) in the background, or ends it.
 set -euo pipefail
 
 folder=/run/enoki-lab
@@ -26,16 +26,16 @@ down() {
 }
 
 up() {
-	hosts=$1 binary=$2
+	hosts=$1 servers=$2 binary=$3
 	if running; then
 		say "a lab is running; make lab-down ends it"
 		exit 1
 	fi
 	rm -rf "$folder"
 	mkdir -m 0700 "$folder"
-	setsid "$binary" "$hosts" </dev/null >"$folder/log" 2>&1 &
+	setsid "$binary" "$hosts" "$servers" </dev/null >"$folder/log" 2>&1 &
 	echo $! >"$folder/pid"
-	say "starting $hosts hosts (log: $folder/log)"
+	say "starting $hosts hosts, $servers of them servers (log: $folder/log)"
 	until [ -e "$folder/env" ]; do
 		if ! running; then
 			tail -n 30 "$folder/log" >&2
@@ -47,10 +47,10 @@ up() {
 }
 
 case ${1-} in
-up) up "${2:?hosts}" "${3:?binary}" ;;
+up) up "${2:?hosts}" "${3:?servers}" "${4:?binary}" ;;
 down) down ;;
 *)
-	say "usage: lab.sh up HOSTS BINARY | down"
+	say "usage: lab.sh up HOSTS SERVERS BINARY | down"
 	exit 2
 	;;
 esac

@@ -75,6 +75,8 @@ pub mod paths {
 
     /// etcd's port for clients.
     pub const ETCD_PORT: u16 = 2379;
+    /// etcd's port for its other members.
+    pub const ETCD_PEER_PORT: u16 = 2380;
     /// The one-machine etcd.
     pub const ETCD_CLIENT: &str = "127.0.0.1:2379";
     pub const ETCD_PEER: &str = "127.0.0.1:2380";
@@ -132,11 +134,16 @@ pub struct ServerConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EtcdConfig {
-    /// Default: the etcd of this machine. Any other list means an etcd that somebody else runs: `enoki up` starts none.
+    /// The preferred one first; the others are for when it does not serve. Default: the etcd of this machine. A list that
+    /// does not begin with that means an etcd that somebody else runs: `enoki up` starts none.
     pub endpoints: Vec<String>,
-    /// Where this machine's etcd listens besides loopback, so that other servers reach it: an address of this machine.
-    /// Default: nowhere.
+    /// Where this machine's etcd listens besides loopback, so that other servers and their members of etcd reach it: an
+    /// address of this machine. Default: nowhere.
     pub listen: Option<IpAddr>,
+    /// Where this machine's member of etcd finds the others when it starts for the first time: `NAME=URL,...`, as
+    /// `enoki server join` writes it. Default: it is the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initial_cluster: Option<String>,
     /// PEM files. Default: those of the built-in CA in /etc/enoki/pki.
     pub ca: PathBuf,
     pub cert: PathBuf,
@@ -166,6 +173,7 @@ impl Default for EtcdConfig {
         Self {
             endpoints: vec![paths::ETCD_ENDPOINT.to_owned()],
             listen: None,
+            initial_cluster: None,
             ca: pki.join("etcd-ca.crt"),
             cert: pki.join("server-client.crt"),
             key: pki.join("server-client.key"),
@@ -194,9 +202,21 @@ impl ServerConfig {
         Ok(write_atomic(path, text.as_bytes(), 0o644)?)
     }
 
-    /// The same, with an etcd that somebody else runs.
+    /// The same, with the etcd of others.
     pub fn with_etcd_at(self, endpoints: Vec<String>) -> Self {
-        let etcd = EtcdConfig { endpoints, listen: None, ..self.etcd };
+        let etcd = EtcdConfig { endpoints, listen: None, initial_cluster: None, ..self.etcd };
+        ServerConfig { etcd, ..self }
+    }
+
+    /// The same, with a member of etcd on this machine beside those of others, which serve until it can.
+    pub fn with_etcd_member(self, listen: IpAddr, initial_cluster: String, others: Vec<String>) -> Self {
+        let endpoints = std::iter::once(paths::ETCD_ENDPOINT.to_owned()).chain(others).collect();
+        let etcd = EtcdConfig {
+            endpoints,
+            listen: Some(listen),
+            initial_cluster: Some(initial_cluster),
+            ..self.etcd
+        };
         ServerConfig { etcd, ..self }
     }
 
@@ -216,13 +236,27 @@ impl ServerConfig {
 
     /// Whether the etcd belongs to this machine's `enoki up`.
     pub fn runs_own_etcd(&self) -> bool {
-        self.etcd.endpoints == [paths::ETCD_ENDPOINT]
+        self.etcd.endpoints.first().is_some_and(|first| first == paths::ETCD_ENDPOINT)
+    }
+
+    /// Where the other members of etcd reach this machine's. None: it has none, or no other does.
+    pub fn etcd_peer(&self) -> Option<String> {
+        let listen = self.etcd.listen.filter(|_| self.runs_own_etcd())?;
+        Some(etcd_peer_url(listen))
+    }
+
+    /// The name of this machine's member of etcd: that of the server, made to fit into etcd's flags.
+    pub fn etcd_name(&self) -> String {
+        etcd_name(&self.name)
     }
 
     /// Where other servers reach the cloud's etcd. Empty: nowhere, it listens on loopback alone.
     pub fn etcd_elsewhere(&self) -> Vec<String> {
         match (self.runs_own_etcd(), self.etcd.listen) {
-            (true, Some(address)) => vec![etcd_url(address)],
+            (true, Some(address)) => {
+                let others = self.etcd.endpoints.iter().skip(1).cloned();
+                std::iter::once(etcd_url(address)).chain(others).collect()
+            }
             (true, None) => Vec::new(),
             (false, _) => self.etcd.endpoints.clone(),
         }
@@ -259,6 +293,12 @@ impl ServerConfig {
         if self.etcd.listen.is_some() && !self.runs_own_etcd() {
             return Err(Fault::new("listen", "is for the etcd of this machine, and endpoints name another"));
         }
+        if self.etcd.initial_cluster.is_some() && self.etcd.listen.is_none() {
+            return Err(Fault::new(
+                "initial_cluster",
+                "is for a member that others reach; `listen` says where",
+            ));
+        }
         for endpoint in &self.etcd.endpoints {
             if !endpoint.starts_with("https://") {
                 return Err(Fault::new(
@@ -285,6 +325,16 @@ impl ServerConfig {
 
 fn etcd_url(address: IpAddr) -> String {
     format!("https://{}", SocketAddr::new(address, paths::ETCD_PORT))
+}
+
+/// Where a member of etcd that listens at `address` is reached by the others.
+pub fn etcd_peer_url(address: IpAddr) -> String {
+    format!("https://{}", SocketAddr::new(address, paths::ETCD_PEER_PORT))
+}
+
+/// The name of a server's member of etcd.
+pub fn etcd_name(server: &str) -> String {
+    host_name_from(server)
 }
 
 /// `/etc/enoki/agent.toml`.

@@ -10,13 +10,14 @@ use crate::controller;
 use crate::dispatch::{self, Broker, Dispatch, Events, Fanout, Live};
 use crate::http::{self, App, SystemNetworks, with_default_network};
 use crate::listen::{self, Serving, TlsListener, serve};
+use crate::peers::join::Member;
 use crate::peers::{self, Peers};
 use crate::registry::Registry;
 use crate::scheduler::Policy;
 use crate::state::{self, Server, State, encode_new};
 use crate::store::etcd::{Config, Etcd, Tls};
 use crate::store::keys::Key;
-use crate::store::{Outcome, Store, Txn};
+use crate::store::{Outcome, Store, Txn, members};
 use anyhow::Context;
 use enoki_api::endpoint::Authority;
 use enoki_api::network::NetworkKind;
@@ -76,6 +77,7 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> anyhow::Resul
         audit.clone(),
         Fingerprint::of(&CertificateDer::from_pem_file(pki.ca()).context("the CA's certificate")?),
     );
+    let etcd_peer = config.etcd_peer();
     let fanout = Fanout::default();
     let agents = dispatch::router(Dispatch {
         fanout: fanout.clone(),
@@ -151,6 +153,13 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> anyhow::Resul
                 registry.tend(&state, &stop).await;
                 Ok(())
             },
+            async {
+                let leads = || state.snapshot().leader.as_ref().is_some_and(|leader| leader.name == me.name);
+                if let (Some(cluster), Some(peer)) = (store.cluster(), &etcd_peer) {
+                    members::tend(cluster, peer, leads, &stop).await;
+                }
+                Ok(())
+            },
         )
     };
     // Cancel-safe: after the drain, what still hangs (watches, streams) is cut.
@@ -175,8 +184,12 @@ pub async fn join(args: JoinArgs) -> anyhow::Result<()> {
     }
     let server = Authority::parse(&args.server).map_err(anyhow::Error::msg)?;
     let token = read_token().map_err(|failure| anyhow::anyhow!("{failure}"))?;
-    let config = peers::join::join(server.clone(), &token, config).await?;
+    let member = if args.no_etcd { Member::None } else { Member::At(args.etcd_listen) };
+    let config = peers::join::join(server.clone(), &token, member, config).await?;
     println!("server {} joined by {server}; now run `enoki up`", config.name);
+    if !args.no_etcd && !config.runs_own_etcd() {
+        println!("it has no member of etcd: the cloud's is run elsewhere, or has enough of them");
+    }
     Ok(())
 }
 

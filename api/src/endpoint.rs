@@ -6,12 +6,17 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
 /// The port of the API and of agents.
 pub const PORT: u16 = 7443;
+
+/// How long a connection may take to come about. A lost first packet is repeated after one second; whoever has not answered
+/// after three is most likely gone, and there may be another server to ask.
+const CONNECT: Duration = Duration::from_secs(3);
 
 /// A place to dial. Cheap to clone.
 #[derive(Clone)]
@@ -94,7 +99,8 @@ impl Endpoint {
         match &self.0 {
             Kind::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
             Kind::Tls { authority, config } => {
-                let stream = TcpStream::connect((authority.host.as_str(), authority.port)).await?;
+                let connecting = TcpStream::connect((authority.host.as_str(), authority.port));
+                let stream = tokio::time::timeout(CONNECT, connecting).await??;
                 stream.set_nodelay(true)?;
                 let name = ServerName::try_from(authority.host.clone()).map_err(io::Error::other)?;
                 Ok(Box::new(TlsConnector::from(config.clone()).connect(name, stream).await?))

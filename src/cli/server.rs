@@ -8,6 +8,7 @@ use enoki_api::client::Target;
 use enoki_api::quantity::Span;
 use enoki_api::token::Role;
 use http::Method;
+use std::net::IpAddr;
 
 /// Runs the control plane in the foreground; its subcommands are about a cloud's servers
 #[derive(clap::Args, Debug)]
@@ -51,6 +52,12 @@ pub struct JoinArgs {
     /// How others reach this server, the best first: a DNS name or an address. Default: the machine's name
     #[arg(long, value_name = "HOST")]
     pub advertise: Vec<String>,
+    /// Where its member of etcd listens for those of the other servers. Default: the address that it talks to SERVER from
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "no_etcd")]
+    pub etcd_listen: Option<IpAddr>,
+    /// Use the etcd of the other servers, and run no member of it here
+    #[arg(long)]
+    pub no_etcd: bool,
 }
 
 /// What there is to do about a cloud's servers, over its API.
@@ -79,10 +86,11 @@ async fn list(ctx: &Context) -> Result<(), Failure> {
         Format::Name => items.iter().try_for_each(|item| output::line(format!("server/{}", name(item)))),
         Format::Table | Format::Wide => {
             let row = |item: &serde_json::Value| {
+                let text = |field: &str| item[field].as_str().unwrap_or_default().to_owned();
                 let leader = if item["leader"] == true { "leader" } else { "" };
-                vec![name(item), leader.to_owned(), item["address"].as_str().unwrap_or_default().to_owned()]
+                vec![name(item), leader.to_owned(), text("etcd"), text("address")]
             };
-            output::table(&["NAME", "ROLE", "ADDRESS"], items.iter().map(row).collect())
+            output::table(&["NAME", "ROLE", "ETCD", "ADDRESS"], items.iter().map(row).collect())
         }
     }
 }

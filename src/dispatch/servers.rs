@@ -2,10 +2,12 @@
 
 use super::{Dispatch, access, broker, join};
 use crate::auth::actor::Actor;
+use crate::config::{etcd_name, etcd_peer_url};
 use crate::peers::join::{Join, Joined};
 use crate::peers::{EVENTS_PATH, IMAGES_PATH, JOIN_PATH, Noted, OPEN_PATH, Open};
 use crate::registry::pull::{self, Wanted};
 use crate::state::Snapshot;
+use crate::store::members::{self, Admission, Cluster, Refused};
 use axum::extract::{DefaultBodyLimit, Path, Request, State as Shared};
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::Next;
@@ -17,6 +19,7 @@ use enoki_api::identity::Identity;
 use enoki_api::object::check_name;
 use enoki_api::protocol::FromServer;
 use enoki_api::token::Role;
+use std::net::IpAddr;
 
 /// The largest body: a batch of events.
 const BODY_MAX: usize = 1 << 20;
@@ -56,9 +59,11 @@ async fn enlist(
     Json(wanted): Json<Join>,
 ) -> Response {
     let what = format!("join as server {}", wanted.name);
-    let handed = join::holder(&dispatch, &headers, Role::Server)
-        .and_then(|actor| Ok((actor, hand_over(&dispatch, &wanted)?)));
-    match handed {
+    let handed = async {
+        let actor = join::holder(&dispatch, &headers, Role::Server)?;
+        Ok((actor, hand_over(&dispatch, &wanted).await?))
+    };
+    match handed.await {
         Ok((actor, joined)) => {
             dispatch.audit.note(&actor, &what, "done");
             Json(joined).into_response()
@@ -67,14 +72,14 @@ async fn enlist(
     }
 }
 
-fn hand_over(dispatch: &Dispatch, wanted: &Join) -> Result<Joined, Problem> {
+async fn hand_over(dispatch: &Dispatch, wanted: &Join) -> Result<Joined, Problem> {
     check_name("name", &wanted.name)?;
     if dispatch.state.snapshot().servers.contains_key(&wanted.name) {
         return Err(Problem::new(Code::AlreadyExists, format!("there is a server {}", wanted.name))
             .hint("join with another `--name`; or, where its machine is gone for good, `enoki server remove` it first"));
     }
     let config = &dispatch.config;
-    let etcd = config.etcd_elsewhere();
+    let mut etcd = config.etcd_elsewhere();
     if etcd.is_empty() {
         let problem =
             Problem::new(Code::NotRunning, format!("etcd listens for server {} alone", config.name));
@@ -87,12 +92,40 @@ fn hand_over(dispatch: &Dispatch, wanted: &Join) -> Result<Joined, Problem> {
         Problem::new(Code::Internal, "what servers share could not be read")
             .hint("the server's log tells more")
     };
+    let authorities = dispatch.pki.authorities().map_err(|error| internal(&error))?;
+    let seal_key = std::fs::read_to_string(&config.key_file).map_err(|error| internal(&error))?;
+    // Last: what is in etcd from here on is for the new machine to start.
+    let mut etcd_cluster = None;
+    if let (Some(address), true, Some(cluster)) =
+        (wanted.etcd, config.runs_own_etcd(), dispatch.store.cluster())
+        && let Some(admission) = admit(cluster, &wanted.name, address).await?
+    {
+        etcd = admission.clients;
+        etcd_cluster = Some(admission.initial_cluster);
+    }
     Ok(Joined {
-        authorities: dispatch.pki.authorities().map_err(|error| internal(&error))?,
-        seal_key: std::fs::read_to_string(&config.key_file).map_err(|error| internal(&error))?,
+        authorities,
+        seal_key,
         etcd,
+        etcd_cluster,
         pool: config.pool,
         cpu_overcommit: config.cpu_overcommit,
+    })
+}
+
+/// A member of etcd for the server that joins. None: there are enough.
+async fn admit(cluster: &dyn Cluster, name: &str, address: IpAddr) -> Result<Option<Admission>, Problem> {
+    let admitted = members::admit(cluster, &etcd_name(name), &etcd_peer_url(address)).await;
+    admitted.map_err(|refused| match &refused {
+        Refused::Taken { .. } => Problem::new(Code::AlreadyExists, refused.to_string())
+            .hint("where that machine is gone for good, `enoki server remove` it first"),
+        Refused::Joining { id, .. } => Problem::new(Code::InUse, refused.to_string()).hint(format!(
+            "run `enoki up` there, or join there again; where that machine is gone for good: etcdctl member remove {id:x}"
+        )),
+        Refused::Store(error) => {
+            Problem::new(Code::StoreUnavailable, format!("etcd takes no new member now: {error}"))
+                .hint("all of its members must be well and have caught up; `enoki server list` shows them. Try again in some seconds")
+        }
     })
 }
 

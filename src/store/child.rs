@@ -1,4 +1,4 @@
-//! The command line of our own etcd: one member, on one machine, for the cloud that `enoki up` starts and for tests.
+//! The command line of our own etcd: the one member of the cloud that `enoki up` starts, or one of several, or a test's.
 //!
 //! Flags are those of etcd 3.4, all still known to 3.5 and 3.6. History is compacted by etcd itself every hour; the
 //! pages that this frees are used again, so the file stops growing by itself. Only when the quota is reached nonetheless,
@@ -18,20 +18,29 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
-/// One member that is a cluster of its own.
+/// One member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     pub name: String,
     pub data_dir: PathBuf,
     /// `host:port` that clients dial.
     pub client: String,
-    /// The same for clients on other machines.
-    pub elsewhere: Option<String>,
     /// `host:port` for peers. A lone member has none, but etcd wants one.
     pub peer: String,
+    /// Where others reach it besides. None: nowhere.
+    pub elsewhere: Option<Elsewhere>,
+    /// How it finds the members that are there at its first start, itself among them: `NAME=URL,...`. None: it is the first.
+    pub initial_cluster: Option<String>,
     /// None: plain HTTP, for tests alone.
     pub tls: Option<TlsFiles>,
     pub quota_bytes: u64,
+}
+
+/// `host:port` for clients on other machines, and for other members.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elsewhere {
+    pub client: String,
+    pub peer: String,
 }
 
 impl Options {
@@ -41,8 +50,9 @@ impl Options {
             name: "enoki".into(),
             data_dir: data_dir.into(),
             client: "127.0.0.1:2379".into(),
-            elsewhere: None,
             peer: "127.0.0.1:2380".into(),
+            elsewhere: None,
+            initial_cluster: None,
             tls: Some(tls),
             quota_bytes: QUOTA_BYTES,
         }
@@ -61,23 +71,33 @@ impl Options {
 
 /// All arguments for the program `etcd`.
 pub fn args(options: &Options) -> Vec<String> {
-    let (mut client, peer) = (options.url(&options.client), options.url(&options.peer));
+    let (mut client, mut peer) = (options.url(&options.client), options.url(&options.peer));
+    let mut listen_peer = peer.clone();
     if let Some(elsewhere) = &options.elsewhere {
-        client = format!("{client},{}", options.url(elsewhere));
+        client = format!("{client},{}", options.url(&elsewhere.client));
+        peer = options.url(&elsewhere.peer);
+        listen_peer = format!("{listen_peer},{peer}");
     }
+    let (cluster, state) = match &options.initial_cluster {
+        Some(cluster) => (cluster.clone(), "existing"),
+        None => (format!("{}={peer}", options.name), "new"),
+    };
     let mut args = vec![
         format!("--name={}", options.name),
         format!("--data-dir={}", text(&options.data_dir)),
         format!("--listen-client-urls={client}"),
         format!("--advertise-client-urls={client}"),
-        format!("--listen-peer-urls={peer}"),
+        format!("--listen-peer-urls={listen_peer}"),
         format!("--initial-advertise-peer-urls={peer}"),
-        format!("--initial-cluster={}={peer}", options.name),
+        format!("--initial-cluster={cluster}"),
+        format!("--initial-cluster-state={state}"),
         format!("--quota-backend-bytes={}", options.quota_bytes),
         "--auto-compaction-mode=periodic".into(),
         "--auto-compaction-retention=1h".into(),
         // etcd 3.4 keeps that many log entries in memory; the default of 100000 is hundreds of megabytes.
         "--snapshot-count=10000".into(),
+        // A member that comes back from being cut off asks before it makes the others elect anew.
+        "--pre-vote=true".into(),
         "--logger=zap".into(),
         "--log-outputs=stderr".into(),
         "--log-level=warn".into(),

@@ -1,8 +1,11 @@
 //! The store over etcd.
 //!
-//! One client, one HTTP/2 connection for each endpoint. Connecting is lazy and reconnecting the client's own; a call
+//! One client with one HTTP/2 connection for each endpoint, of which one is used at a time (`ways`). Connecting is lazy and reconnecting the client's own; a call
 //! while etcd is away fails at once or at its deadline. Pings find a dead connection within [`PING_EVERY`] and
 //! [`PING_WAIT`]; until then calls over it end at their deadline.
+
+mod members;
+mod ways;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,13 +13,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use etcd_client::{
     AlarmAction, AlarmMember, AlarmOptions, AlarmType, Certificate, Client, ConnectOptions, EventType,
-    GetOptions, Identity, KvClient, PutOptions, TlsOptions, TxnOp, TxnOpResponse, WatchOptions,
+    GetOptions, Identity, PutOptions, TlsOptions, TxnOp, TxnOpResponse, WatchOptions,
 };
 use futures::StreamExt;
 use futures::stream;
 use tokio::time::{Instant, timeout_at};
 
+use self::ways::Ways;
 use super::election::{self, Ballot, Claim, LEASE, Leadership, Lease, Renewal};
+use super::members::Cluster;
 use super::{
     Change, Compare, Error, KeyValue, Listing, MAX_TXN_BYTES, Op, Outcome, Revision, Status, Store, Txn,
     WatchItem, WatchStream, keys,
@@ -49,7 +54,7 @@ pub struct Tls {
 /// Where etcd is.
 #[derive(Clone)]
 pub struct Config {
-    /// `https://host:port`, or `http://` without `tls`.
+    /// `https://host:port`, or `http://` without `tls`; the preferred one first, the others for when it does not serve.
     pub endpoints: Vec<String>,
     /// None: plain HTTP.
     pub tls: Option<Tls>,
@@ -76,8 +81,7 @@ impl std::fmt::Debug for Config {
 /// A handle on etcd; cheap to clone.
 #[derive(Clone)]
 pub struct Etcd {
-    client: Client,
-    kv: KvClient,
+    ways: Ways,
     deadline: Duration,
 }
 
@@ -99,14 +103,17 @@ impl Etcd {
                     .identity(Identity::from_pem(&tls.cert, &tls.key)),
             );
         }
-        let client = Client::connect(&config.endpoints, Some(options))
-            .await
-            .map_err(|error| Error::Invalid(format!("etcd at {:?}: {error}", config.endpoints)))?;
-        Ok(Etcd {
-            kv: client.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES),
-            client,
-            deadline: config.deadline,
-        })
+        let mut members = Vec::new();
+        for endpoint in &config.endpoints {
+            let client = Client::connect([endpoint], Some(options.clone()))
+                .await
+                .map_err(|error| Error::Invalid(format!("etcd at {endpoint:?}: {error}")))?;
+            members.push(client);
+        }
+        if members.is_empty() {
+            return Err(Error::Invalid("etcd without an endpoint".into()));
+        }
+        Ok(Etcd { ways: Ways::new(members), deadline: config.deadline })
     }
 
     /// The same store with another deadline for each call.
@@ -116,7 +123,7 @@ impl Etcd {
 
     /// The members that raised the alarm of being full.
     async fn full_members(&self) -> Result<Vec<u64>, Error> {
-        let mut maintenance = self.client.maintenance_client();
+        let mut maintenance = self.ways.client().maintenance_client();
         let look = maintenance.alarm(AlarmAction::Get, AlarmType::None, None);
         let alarms = self.read("alarms", look).await?;
         let full = |alarm: &&AlarmMember| alarm.alarm() == AlarmType::Nospace;
@@ -145,10 +152,17 @@ impl Etcd {
         kind: Kind,
         call: impl Future<Output = Result<T, etcd_client::Error>>,
     ) -> Result<T, Error> {
+        let member = self.ways.now();
         match timeout_at(Instant::now() + self.deadline, call).await {
             Ok(Ok(done)) => Ok(done),
-            Ok(Err(error)) => Err(classify(what, kind, error)),
+            Ok(Err(error)) => {
+                if serves_not(&error) {
+                    self.ways.leave(member);
+                }
+                Err(classify(what, kind, error))
+            }
             Err(_) => {
+                self.ways.doubt(member);
                 let what = format!("{what}: no answer within {:?}", self.deadline);
                 Err(match kind {
                     Kind::Read => Error::unavailable(what),
@@ -162,7 +176,7 @@ impl Etcd {
 #[async_trait]
 impl Store for Etcd {
     async fn get(&self, key: &str) -> Result<(Option<KeyValue>, Revision), Error> {
-        let mut kv = self.kv.clone();
+        let mut kv = self.ways.kv();
         let mut answer = self.read("get", kv.get(key, None)).await?;
         let revision = revision_of(answer.header())?;
         Ok((answer.take_kvs().into_iter().find_map(key_value), revision))
@@ -181,7 +195,7 @@ impl Store for Etcd {
             if listing.revision > 0 {
                 options = options.with_revision(listing.revision as i64);
             }
-            let mut kv = self.kv.clone();
+            let mut kv = self.ways.kv();
             let mut answer = match self.read("list", kv.get(from, Some(options))).await {
                 Err(Error::Compacted { .. }) => {
                     return Err(Error::Compacted { asked: listing.revision });
@@ -211,7 +225,7 @@ impl Store for Etcd {
             .when(txn.compares.iter().map(compare).collect::<Vec<_>>())
             .and_then(txn.ops.iter().map(|op| operation(op, None)).collect::<Vec<_>>())
             .or_else(txn.compares.iter().map(|compare| TxnOp::get(compare.key(), None)).collect::<Vec<_>>());
-        let mut kv = self.kv.clone();
+        let mut kv = self.ways.kv();
         let answer = self.write("transaction", kv.txn(request)).await?;
         let revision = revision_of(answer.header())?;
         if answer.succeeded() {
@@ -238,7 +252,7 @@ impl Store for Etcd {
             .with_start_revision(after as i64 + 1)
             // etcd's own notices come in order behind the events; those asked for overtake them in 3.4.
             .with_progress_notify();
-        let mut client = self.client.watch_client().max_decoding_message_size(MAX_ANSWER_BYTES);
+        let mut client = self.ways.client().watch_client().max_decoding_message_size(MAX_ANSWER_BYTES);
         let opening = async {
             let mut stream = client.watch(prefix, Some(options)).await?;
             let created = stream.message().await?;
@@ -266,7 +280,7 @@ impl Store for Etcd {
     }
 
     async fn compact(&self, revision: Revision) -> Result<(), Error> {
-        let mut kv = self.kv.clone();
+        let mut kv = self.ways.kv();
         match self.write("compaction", kv.compact(revision as i64, None)).await {
             // Somebody, or etcd itself, was there before.
             Err(Error::Compacted { .. }) => Ok(()),
@@ -277,7 +291,7 @@ impl Store for Etcd {
     async fn reclaim(&self) -> Result<(), Error> {
         let (_, revision) = self.get(keys::ROOT).await?;
         self.compact(revision).await?;
-        let mut maintenance = self.client.maintenance_client();
+        let mut maintenance = self.ways.client().maintenance_client();
         // The member answers nothing else meanwhile: some seconds for each gigabyte.
         let patient = self.with_deadline(self.deadline.max(Duration::from_secs(120)));
         patient.write("defragmentation", maintenance.defragment()).await?;
@@ -290,8 +304,12 @@ impl Store for Etcd {
         Ok(())
     }
 
+    fn cluster(&self) -> Option<&dyn Cluster> {
+        Some(self)
+    }
+
     async fn status(&self) -> Result<Status, Error> {
-        let mut maintenance = self.client.maintenance_client();
+        let mut maintenance = self.ways.client().maintenance_client();
         let status = self.read("status", maintenance.status()).await?;
         Ok(Status {
             revision: revision_of(status.header())?,
@@ -306,7 +324,7 @@ impl Store for Etcd {
 #[async_trait]
 impl Ballot for Etcd {
     async fn grant(&self) -> Result<Lease, Error> {
-        let mut leases = self.client.lease_client();
+        let mut leases = self.ways.client().lease_client();
         let granted = self.read("lease", leases.grant(LEASE.as_secs() as i64, None)).await?;
         if granted.ttl() <= 0 {
             return Err(protocol("a lease without life"));
@@ -315,7 +333,7 @@ impl Ballot for Etcd {
     }
 
     async fn renew(&self, lease: i64) -> Result<Renewal, Error> {
-        let mut leases = self.client.lease_client();
+        let mut leases = self.ways.client().lease_client();
         // The client takes `ttl <= 0` in the answer, which means that the lease is gone, for an error of its own kind.
         match self
             .read("renewal", async {
@@ -339,7 +357,7 @@ impl Ballot for Etcd {
     }
 
     async fn revoke(&self, lease: i64) -> Result<(), Error> {
-        let mut leases = self.client.lease_client();
+        let mut leases = self.ways.client().lease_client();
         match self.write("revocation", leases.revoke(lease)).await {
             Err(Error::Invalid(what)) if what.contains("lease not found") => Ok(()),
             other => other.map(|_| ()),
@@ -351,7 +369,7 @@ impl Ballot for Etcd {
         let request = etcd_client::Txn::new()
             .when([compare(&Compare::Absent(key.to_string()))])
             .and_then([operation(&put, Some(lease))]);
-        let mut kv = self.kv.clone();
+        let mut kv = self.ways.kv();
         let answer = self.write("claim", kv.txn(request)).await?;
         let revision = revision_of(answer.header())?;
         Ok(if answer.succeeded() { Claim::Elected { revision } } else { Claim::Taken { revision } })
@@ -505,10 +523,11 @@ fn classify(what: &str, kind: Kind, error: etcd_client::Error) -> Error {
         }
         _ => (UNAVAILABLE, ""),
     };
-    let refused_unapplied = ["no leader", "too many requests", "not capable", "stopped"]
-        .iter()
-        .any(|text| message.starts_with("etcdserver: ") && message.contains(text))
-        || never_sent(&error);
+    let refused_unapplied =
+        ["no leader", "too many requests", "not capable", "stopped", "for learner", "unhealthy cluster"]
+            .iter()
+            .any(|text| message.starts_with("etcdserver: ") && message.contains(text))
+            || never_sent(&error);
     let what = format!("{what}: {}", if message.is_empty() { "the connection failed" } else { message });
     match code {
         OUT_OF_RANGE if what.contains("has been compacted") => Error::Compacted { asked: 0 },
@@ -525,6 +544,19 @@ fn classify(what: &str, kind: Kind, error: etcd_client::Error) -> Error {
             }
         }
         _ => Error::Refused { what, cause: Some(Arc::new(error)) },
+    }
+}
+
+/// Whether another member may do what this one did not.
+fn serves_not(error: &etcd_client::Error) -> bool {
+    const UNAVAILABLE: i32 = 14;
+    match error {
+        // What etcd itself says of its cluster ("no leader", "leader changed") another member would say as well.
+        etcd_client::Error::GRpcStatus(status) if status.message().starts_with("etcdserver: ") => {
+            status.message().contains("for learner")
+        }
+        etcd_client::Error::GRpcStatus(status) => status.code() as i32 == UNAVAILABLE,
+        error => matches!(error, etcd_client::Error::TransportError(_) | etcd_client::Error::IoError(_)),
     }
 }
 

@@ -21,6 +21,7 @@ pub mod clock;
 pub mod election;
 pub mod etcd;
 pub mod keys;
+pub mod members;
 pub mod memory;
 pub mod overlay;
 pub mod reflector;
@@ -196,4 +197,9 @@ pub trait Store: Send + Sync + 'static {
     async fn reclaim(&self) -> Result<(), Error>;
 
     async fn status(&self) -> Result<Status, Error>;
+
+    /// The members that the store is made of. None: it is not made of any.
+    fn cluster(&self) -> Option<&dyn members::Cluster> {
+        None
+    }
 }

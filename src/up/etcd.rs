@@ -15,15 +15,24 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use super::process;
 use crate::auth::ca::{self, Pki, Renewed};
-use crate::config::{EtcdConfig, paths, write_atomic};
+use crate::config::{EtcdConfig, ServerConfig, paths, write_atomic};
 use crate::store::child;
 
 /// The command line. Data folder and certificates are at their fixed places; the CA may be named by the configuration.
-pub fn args(config: &EtcdConfig) -> Vec<OsString> {
+pub fn args(server: &ServerConfig) -> Vec<OsString> {
+    let config = &server.etcd;
     let pki = Pki::new(paths::PKI);
     let tls = child::TlsFiles { ca: config.ca.clone(), cert: pki.cert("etcd"), key: pki.key("etcd") };
-    let elsewhere = config.listen.map(|address| SocketAddr::new(address, paths::ETCD_PORT).to_string());
-    let options = child::Options { elsewhere, ..child::Options::local(paths::ETCD_DATA, tls) };
+    let elsewhere = config.listen.map(|address| child::Elsewhere {
+        client: SocketAddr::new(address, paths::ETCD_PORT).to_string(),
+        peer: SocketAddr::new(address, paths::ETCD_PEER_PORT).to_string(),
+    });
+    let options = child::Options {
+        name: server.etcd_name(),
+        elsewhere,
+        initial_cluster: config.initial_cluster.clone(),
+        ..child::Options::local(paths::ETCD_DATA, tls)
+    };
     child::args(&options).into_iter().map(OsString::from).collect()
 }
 
@@ -194,13 +203,14 @@ mod tests {
 
     #[test]
     fn etcd_is_run_where_we_look_for_it() {
-        let args = args(&EtcdConfig::default());
+        let args = args(&ServerConfig { name: "h1".into(), ..ServerConfig::default() });
         for wanted in [
             format!("--listen-client-urls=https://{}", paths::ETCD_CLIENT),
             format!("--listen-peer-urls=https://{}", paths::ETCD_PEER),
             "--trusted-ca-file=/etc/enoki/pki/etcd-ca.crt".to_owned(),
             "--cert-file=/etc/enoki/pki/etcd.crt".to_owned(),
             "--data-dir=/var/lib/enoki/etcd".to_owned(),
+            format!("--initial-cluster=h1=https://{}", paths::ETCD_PEER),
         ] {
             assert!(args.iter().any(|arg| *arg == *wanted), "{wanted} is not in {args:?}");
         }

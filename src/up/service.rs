@@ -138,7 +138,7 @@ impl Plan {
                 find_program("dockerd"),
                 dockerd_args(&std::fs::read_to_string(paths::DOCKER_JSON).unwrap_or_default()),
             ),
-            Service::Etcd => (find_program("etcd"), etcd::args(&self.server.etcd)),
+            Service::Etcd => (find_program("etcd"), etcd::args(&self.server)),
             Service::Registry => (find_program("docker-registry"), strings(&["serve", paths::REGISTRY_YML])),
             Service::Server => (enoki_binary(), strings(&["server"])),
             Service::Agent => (enoki_binary(), strings(&["agent"])),

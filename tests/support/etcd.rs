@@ -95,6 +95,7 @@ impl EtcdChild {
                 elsewhere: None,
                 peer: format!("127.0.0.1:{peer}"),
                 tls: files.clone(),
+                initial_cluster: None,
                 quota_bytes: child::QUOTA_BYTES,
             };
             change(&mut options);

@@ -15,16 +15,17 @@ const FOLDER: &str = "/run/enoki-lab";
 const HOSTS_MAX: usize = 16;
 
 fn main() -> ExitCode {
-    let hosts = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(0);
-    if !(1..=HOSTS_MAX).contains(&hosts) {
-        eprintln!("enoki-lab HOSTS: 1 to {HOSTS_MAX} of them");
+    let number = |at| std::env::args().nth(at).and_then(|text: String| text.parse().ok()).unwrap_or(0);
+    let (hosts, servers) = (number(1), number(2));
+    if !(1..=HOSTS_MAX).contains(&hosts) || !(1..=hosts).contains(&servers) {
+        eprintln!("enoki-lab HOSTS SERVERS: 1 to {HOSTS_MAX} hosts, and no more servers than hosts");
         return ExitCode::from(2);
     }
     if !is_root() {
         return ExitCode::FAILURE;
     }
     enoki_harness::sweep_dead();
-    let lab = Lab::start(hosts);
+    let lab = Lab::start_with(hosts, servers);
     lab[0].import_tiny();
     lab[0].import_debian();
     for number in 0..hosts {
