@@ -72,6 +72,14 @@ fn one_vote_and_a_copy(lab: &Lab) {
 fn three_votes(lab: &Lab) {
     let token = lab[0].enoki(&["server", "join-token"]).ok().text().to_owned();
     lab.serve(2, &token);
+    // It never came to start its member: nobody else joins before, and it may try again.
+    lab[2].sh("rm -r /etc/enoki/seal.key /etc/enoki/server.toml /etc/enoki/pki").ok();
+    let server = format!("https://{}:7443", address(1));
+    let elsewhere = ["server", "join", &server, "--name", "h4", "--etcd-listen", "198.18.200.4"];
+    let told = lab[2].enoki_with(&elsewhere, &token, SOON).exits(1);
+    assert!(told.stderr.contains("198.18.200.3:2380, is joining"), "{told}");
+    assert!(!lab[2].path("/etc/enoki/seal.key").exists(), "nothing is written by a join that is refused");
+    lab.serve(2, &token);
     lab[2].up();
     votes(&lab[2], &[("h1", "voter"), ("h2", "voter"), ("h3", "voter")]);
     for number in 0..3 {
@@ -186,6 +194,8 @@ fn one_is_replaced(lab: &Lab) {
     votes(&lab[0], &[("h2", "voter"), ("h3", "voter"), ("h9", "voter")]);
     lab.ready(3);
     assert_eq!(write(&lab[0], "replaced"), 201);
+    let told = lab[0].enoki(&["server", "remove", "nobody"]).exits(1);
+    assert!(told.stderr.contains("nobody"), "{told}");
     running[1].unchanged(&lab[0]);
     running[2].unchanged(&lab[0]);
     for name in ["s2", "s3", "more"] {

@@ -25,6 +25,7 @@ fn two_servers() {
             ("an image that the other server imported", an_image_of_the_other),
             ("the leader is killed", the_leader_is_killed),
             ("the old leader comes back", the_old_leader_comes_back),
+            ("a third without a member of etcd", a_third_without_etcd),
         ],
     );
 }
@@ -230,4 +231,23 @@ fn the_old_leader_comes_back(lab: &Lab) {
     for name in ["s1", "s2", "s3", "n2", "n3"] {
         lab[0].enoki(&["delete", "instance", name]).ok();
     }
+}
+
+/// It uses what the others have.
+fn a_third_without_etcd(lab: &Lab) {
+    let token = lab[0].enoki(&["server", "join-token"]).ok().text().to_owned();
+    let server = format!("https://{}:7443", address(1));
+    let words = ["server", "join", &server, "--advertise", &address(3), "--no-etcd"];
+    lab[2].enoki_with(&words, &token, Duration::from_secs(30)).ok();
+    lab[2].up();
+    let listed = eventually("h3 is a server", SOON, || {
+        let seen = lab[2].api("GET", "/v1/servers", None);
+        let items = seen.json["items"].as_array().cloned().unwrap_or_default();
+        items.into_iter().find(|item| item["name"] == "h3").ok_or(seen.body)
+    });
+    assert_eq!(listed["etcd"], Value::Null, "{listed}");
+    assert_eq!(lab[2].find("etcd"), None, "none runs there");
+    lab[2]
+        .api("POST", "/v1/projects/default/volumes", Some(&json!({"name": "third", "spec": {}})))
+        .expect(201);
 }

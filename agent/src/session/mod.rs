@@ -112,11 +112,11 @@ impl Session {
                 wait = waits.build();
                 last.clear();
             }
-            // Where the leader is known, it is dialled at once.
-            let pause = wait.next().unwrap_or(AGAIN_LONGEST);
+            // Where the leader is known, it is dialled at once; and to be told is no failure that lengthens the next wait.
+            let pause = if told { AGAIN_FIRST } else { wait.next().unwrap_or(AGAIN_LONGEST) };
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                () = tokio::time::sleep(if told { AGAIN_FIRST } else { pause }) => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }
