@@ -11,6 +11,12 @@ use utoipa::ToSchema;
 /// Free-form `key=value` marks that selectors and placement rules match.
 pub type Labels = BTreeMap<String, String>;
 
+/// Whether these labels have what a rule `key=value` names: the key, with exactly that value. Anything else than such a
+/// rule names nothing that labels could have.
+pub fn has_label(labels: &Labels, rule: &str) -> bool {
+    rule.split_once('=').is_some_and(|(key, value)| labels.get(key).is_some_and(|has| has == value))
+}
+
 /// The kinds of resource. URLs and keys use [`Kind::plural`]; JSON uses the singular; the CLI takes both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -388,6 +394,19 @@ mod tests {
         }
         for bad in ["", "-a", "a-", "A", "a_b", "a.b", "ü", &"x".repeat(64)] {
             assert!(check_name("name", bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_rule_names_one_label_with_its_value() {
+        let labels = [("zone", "a"), ("note", ""), ("path", "x=y")];
+        let labels: Labels = labels.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
+        // A value may have a `=`, a key has none: the first one parts them.
+        for rule in ["zone=a", "note=", "path=x=y"] {
+            assert!(has_label(&labels, rule), "{rule}");
+        }
+        for rule in ["zone=b", "zone=", "zone=a ", "zone", "disk=a", "note", "path=x", "=a", "=", ""] {
+            assert!(!has_label(&labels, rule), "{rule}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::state::{At, Snapshot};
 use enoki_api::image::ImageSpec;
-use enoki_api::object::Labels;
+use enoki_api::object::{Labels, has_label};
 use enoki_api::protocol::Prepull;
 
 /// Every one for `host`, in order of name.
@@ -20,10 +20,7 @@ pub fn all(snapshot: &Snapshot, host: &str) -> Vec<Prepull> {
 
 /// Whether hosts with these labels are to have the image.
 pub fn asks_for(image: &ImageSpec, labels: &Labels) -> bool {
-    let has = |rule: &String| {
-        rule.split_once('=').is_some_and(|(key, value)| labels.get(key).is_some_and(|v| v == value))
-    };
-    image.prepull.as_ref().is_some_and(|rules| rules.iter().all(has))
+    image.prepull.as_ref().is_some_and(|rules| rules.iter().all(|rule| has_label(labels, rule)))
 }
 
 /// Whether some host was to have the image beforehand, or is to have it now.

@@ -4,6 +4,7 @@ use super::{Policy, Request};
 use crate::state::{At, Snapshot};
 use enoki_api::host::{Host, HostPhase, HostStatus};
 use enoki_api::instance::Assignment;
+use enoki_api::object::has_label;
 use enoki_api::quantity::{Bytes, MilliCpu};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -63,16 +64,13 @@ fn readiness(snapshot: &Snapshot, host: &Host) -> Vec<Reason> {
 
 fn labels(snapshot: &Snapshot, host: &Host, request: Request<'_>, together: &[Request<'_>]) -> Vec<Reason> {
     let mut reasons = Vec::new();
-    let has = |rule: &str| {
-        rule.split_once('=').is_some_and(|(key, value)| host.labels.get(key).is_some_and(|v| v == value))
-    };
     for rule in &request.spec.placement.require {
-        if !has(rule) {
+        if !has_label(&host.labels, rule) {
             reasons.push(Reason::new("constraint", format!("{} has no label {rule}", host.name)));
         }
     }
     for rule in &request.spec.placement.avoid {
-        if has(rule) {
+        if has_label(&host.labels, rule) {
             reasons.push(Reason::new(
                 "constraint",
                 format!("{} has the label {rule}, which is avoided", host.name),
@@ -94,7 +92,6 @@ fn neighbour_with(
     together: &[Request<'_>],
     rule: &str,
 ) -> Option<String> {
-    let (key, value) = rule.split_once('=')?;
     let labels = |at: &At| match together.iter().find(|member| member.at == at) {
         Some(member) => Some(member.labels),
         None => snapshot.instances.at(at).map(|row| &row.object.labels),
@@ -102,7 +99,7 @@ fn neighbour_with(
     let here = snapshot.by_host.get(host)?;
     here.iter()
         .filter(|at| at.0 == request.at.0 && *at != request.at)
-        .find(|at| labels(at).is_some_and(|labels| labels.get(key).is_some_and(|v| v == value)))
+        .find(|at| labels(at).is_some_and(|labels| has_label(labels, rule)))
         .map(|at| at.1.clone())
 }
 
