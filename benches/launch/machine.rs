@@ -1,4 +1,4 @@
-//! What is read from the machine beside the clock: CPU time, resident memory, and the conditions of a run.
+//! What is read from the machine beside the clock: CPU time, and the conditions of a run.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -46,25 +46,6 @@ impl Meter {
         let count: f64 = number.parse().with_context(|| format!("{}: {text}", self.file.display()))?;
         Ok(count / if self.v2 { 1e6 } else { 1e9 })
     }
-}
-
-/// Resident memory in MB (10^6 bytes).
-#[derive(Clone, Copy, Debug)]
-pub struct Resident {
-    pub all: f64,
-    /// Without pages of files: those of the program itself are shared by all processes that run it.
-    pub own: f64,
-}
-
-pub fn resident(cloud: &Cloud, part: &str) -> Result<Resident> {
-    let pid = cloud.find(part).with_context(|| format!("{part} does not run"))?;
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let megabytes = |field: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(field));
-        let kib: Option<f64> = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
-        kib.map(|kib| kib * 1024.0 / 1e6).with_context(|| format!("no {field} of {part} ({pid})"))
-    };
-    Ok(Resident { all: megabytes("VmRSS:")?, own: megabytes("RssAnon:")? })
 }
 
 /// The load of the last minute.

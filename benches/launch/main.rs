@@ -23,7 +23,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use enoki_harness::{Cloud, is_root};
 
-use machine::{Meter, load, resident};
+use machine::{Meter, load};
 use plan::Plan;
 use report::{Bar, Memory, Verdict};
 use rounds::{Entry, Score};
@@ -72,7 +72,7 @@ async fn run(plan: &Plan) -> Result<bool> {
     let docker = docker::connect(&cloud).await?;
     let meter = Meter::start(&cloud, &PARTS)?;
     ours::Api::new(&cloud).make_networks().await?;
-    let idle = (resident(&cloud, "server")?, resident(&cloud, "agent")?);
+    let idle = (cloud.resident("server"), cloud.resident("agent"));
 
     let swarm_cloud = Cloud::bare();
     let lxd_cloud = Cloud::bare();
@@ -98,7 +98,7 @@ async fn run(plan: &Plan) -> Result<bool> {
     drop(lxd_cloud);
     let latencies =
         latency::run(&cloud, &docker, plan, plan.samples_end.map(|end| begun + end), &mut cut).await?;
-    let after = (resident(&cloud, "server")?, resident(&cloud, "agent")?);
+    let after = (cloud.resident("server"), cloud.resident("agent"));
     let memory = [
         Memory { part: "server", idle: idle.0, after: after.0, bar: 80.0 },
         Memory { part: "agent", idle: idle.1, after: after.1, bar: 20.0 },

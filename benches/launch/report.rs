@@ -4,8 +4,8 @@
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::latency::Latencies;
-use crate::machine::Resident;
 use crate::rounds::Score;
+use enoki_harness::Resident;
 use enoki_harness::statistics::{Interval, added, median, quantile, ratio};
 
 /// What was missed.
@@ -105,11 +105,12 @@ pub fn latencies(title: &str, all: &[Latencies], bars: &[(f64, f64)], verdict: &
     println!("{table}");
 }
 
-/// B7: megabytes of a process, idle and at the end.
+/// B7: memory of a process, idle and at the end.
 pub struct Memory {
     pub part: &'static str,
     pub idle: Resident,
     pub after: Resident,
+    /// Megabytes (10^6 bytes), as the table has them.
     pub bar: f64,
 }
 
@@ -118,17 +119,25 @@ pub fn memory(title: &str, all: &[Memory], verdict: &mut Verdict) {
     let mut table =
         new(&["", "idle MB (not of files)", "after the launches MB (not of files)", "bar MB", ""]);
     for one in all {
-        let worst = one.idle.all.max(one.after.all);
+        let worst = megabytes(one.idle.all.max(one.after.all));
         let what = format!("{} {worst:.1} MB, not <= {}", one.part, one.bar);
         table.add_row(vec![
             one.part.to_owned(),
-            format!("{:.1} ({:.1})", one.idle.all, one.idle.own),
-            format!("{:.1} ({:.1})", one.after.all, one.after.own),
+            both(one.idle),
+            both(one.after),
             format!("<= {}", one.bar),
             verdict.judge(title, worst <= one.bar, what).to_owned(),
         ]);
     }
     println!("{table}");
+}
+
+fn both(memory: Resident) -> String {
+    format!("{:.1} ({:.1})", megabytes(memory.all), megabytes(memory.own))
+}
+
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
 }
 
 fn between(interval: Interval) -> String {

@@ -64,7 +64,8 @@ fn run() -> Result<Vec<String>> {
 
     eprintln!("{most} instances on {hosts} hosts");
     let server = format!("https://{}:7443", address(1));
-    let before = resident(&lab)?;
+    let memory = || lab[0].resident("server").all as f64;
+    let before = memory();
     let opening = World::open(&lab[0]);
     let (world, agents) = tokio.block_on(tokio.spawn(async move {
         let agents = Agents::join(&server, &token, hosts).await?;
@@ -72,7 +73,7 @@ fn run() -> Result<Vec<String>> {
         tokio::time::sleep(Duration::from_secs(10)).await;
         anyhow::Ok((Arc::new(opening.await?), Arc::new(agents)))
     }))??;
-    let connected = resident(&lab)?;
+    let connected = memory();
     let each = (connected - before) / hosts as f64;
 
     let mut missed = Vec::new();
@@ -130,12 +131,4 @@ fn run() -> Result<Vec<String>> {
         ));
     }
     Ok(missed)
-}
-
-/// The server's resident memory, in bytes.
-fn resident(lab: &Lab) -> Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", lab[0].pid("server")))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
-    let kib: f64 = line.trim().trim_end_matches(" kB").trim().parse()?;
-    Ok(kib * 1024.0)
 }
