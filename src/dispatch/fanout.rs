@@ -28,11 +28,11 @@ pub struct News {
 }
 
 impl News {
-    fn add(&mut self, more: News) {
+    fn add(&mut self, more: &News) {
         self.all |= more.all;
-        self.instances.extend(more.instances);
+        self.instances.extend(more.instances.iter().cloned());
         self.tombstones |= more.tombstones;
-        self.networks.extend(more.networks);
+        self.networks.extend(more.networks.iter().cloned());
         self.prepull |= more.prepull;
         self.host |= more.host;
     }
@@ -105,12 +105,13 @@ impl Fanout {
         let mut inboxes = lock(&self.inboxes);
         for (host, news) in news {
             let Some(own) = inboxes.get_mut(&host) else { continue };
-            own.retain(|inbox| inbox.strong_count() > 0);
-            if let Some(shared) = own.last().and_then(Weak::upgrade) {
-                lock(&shared.news).add(news);
+            // All of them: which of two sessions stays is `Live`'s to say, and it need not be the one whose inbox came last.
+            own.retain(|inbox| {
+                let Some(shared) = inbox.upgrade() else { return false };
+                lock(&shared.news).add(&news);
                 shared.wake.notify_one();
-            }
-            // A host has one session; one that is about to be replaced hears so from `Live`.
+                true
+            });
             if own.is_empty() {
                 inboxes.remove(&host);
             }
@@ -179,4 +180,40 @@ fn concerned(batch: &Batch) -> BTreeMap<String, News> {
         }
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    fn tell(fanout: &Fanout, host: &str) {
+        fanout.tell(BTreeMap::from([(host.to_owned(), News { host: true, ..News::default() })]));
+    }
+
+    /// Whether there was news.
+    fn hears(inbox: &Inbox) -> bool {
+        inbox.next().now_or_never().is_some_and(|news| news.host)
+    }
+
+    #[test]
+    fn every_session_of_a_host_is_told_whichever_came_last() {
+        let fanout = Fanout::default();
+        // Two agents' sessions of one host: the one that stays need not be the one that asked for its inbox last.
+        let (stays, replaced, other) = (fanout.inbox("h1"), fanout.inbox("h1"), fanout.inbox("h2"));
+        tell(&fanout, "h1");
+        assert_eq!((hears(&stays), hears(&replaced), hears(&other)), (true, true, false));
+        assert!(!hears(&stays), "told once");
+        drop(replaced);
+        tell(&fanout, "h1");
+        assert!(hears(&stays), "also when the other has ended");
+    }
+
+    #[test]
+    fn nothing_is_kept_for_a_host_without_a_session() {
+        let fanout = Fanout::default();
+        drop((fanout.inbox("h1"), fanout.inbox("h1")));
+        tell(&fanout, "h1");
+        assert!(lock(&fanout.inboxes).is_empty());
+    }
 }
