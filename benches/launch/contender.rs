@@ -23,9 +23,9 @@ pub trait Contender: Send {
     /// As the table shows it; no two are alike.
     fn name(&self) -> String;
 
-    /// Whether it takes one order for all, so that there is nothing to have in flight.
-    fn all_at_once(&self) -> bool {
-        false
+    /// The numbers in flight that it is tried at. None: it takes one order for all.
+    fn in_flight(&self) -> &'static [usize] {
+        &[1, 2, 4, 8]
     }
 
     /// Starts `count` containers with `in_flight` of them under way at a time, and returns the time from the first

@@ -153,6 +153,7 @@ fn print(
         &[bar(BRIDGE, 1.5)],
         verdict,
     );
+    report::trials(scores);
     report::memory("B7 resident memory on one host", memory, verdict);
     Ok(())
 }

@@ -52,7 +52,7 @@ pub fn rates(title: &str, ours: &Score, peers: &[&Score], bars: &[Bar], verdict:
         let (low, high) = (quantile(&score.rates, 0.0), quantile(&score.rates, 1.0));
         let mut row = vec![
             score.name.clone(),
-            score.in_flight.map_or("one order".to_owned(), |number| number.to_string()),
+            score.in_flight().map_or("one order".to_owned(), |number| number.to_string()),
             format!("{:.1}", score.rate()),
             format!("{low:.1}-{high:.1}"),
             score.rates.len().to_string(),
@@ -78,6 +78,26 @@ pub fn rates(title: &str, ours: &Score, peers: &[&Score], bars: &[Bar], verdict:
     for bar in bars.iter().filter(|bar| !peers.iter().any(|peer| peer.name.starts_with(bar.peer))) {
         verdict.unjudged.push(format!("{title}: against {}, which was left out", bar.peer));
     }
+}
+
+/// What chose the numbers in flight; none of it is in the other tables.
+pub fn trials(scores: &[Score]) {
+    println!("\ntrials that chose the number in flight, starts/s, at");
+    let mut numbers: Vec<usize> =
+        scores.iter().flat_map(|score| &score.trials).map(|trial| trial.in_flight).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    let header: Vec<String> =
+        std::iter::once(String::new()).chain(numbers.iter().map(usize::to_string)).collect();
+    let mut table = new(&header.iter().map(String::as_str).collect::<Vec<_>>());
+    for score in scores.iter().filter(|score| !score.trials.is_empty()) {
+        let rate = |number: &usize| {
+            let trial = score.trials.iter().find(|trial| trial.in_flight == *number);
+            trial.map_or(String::new(), |trial| format!("{:.1}", trial.rate))
+        };
+        table.add_row(std::iter::once(score.name.clone()).chain(numbers.iter().map(rate)));
+    }
+    println!("{table}");
 }
 
 /// B2: milliseconds that Enoki adds.

@@ -1,7 +1,8 @@
 //! B1 and B3: every contender in turn, round after round, each at the number in flight that suits it best.
 //!
-//! First each is tried once at 1, 2, 4 and 8 in flight; these trials warm everything up, choose, and are thrown away, so that
-//! the choice does not flatter the figures. Then the rounds: A-B-C-A-B-C, so that what the machine does meanwhile hits all.
+//! First each is tried at several numbers in flight, and again at those that came near the best, so that no hiccup of the
+//! machine decides; these trials warm everything up, choose, and are thrown away, so that the choice does not flatter the
+//! figures. Then the rounds: A-B-C-A-B-C, so that what the machine does meanwhile hits all.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,8 @@ use crate::contender::Contender;
 use crate::plan::Plan;
 use enoki_harness::statistics::median;
 
-const IN_FLIGHT: [usize; 4] = [1, 2, 4, 8];
+/// A number whose first trial made at least this share of the best one's rate is tried again.
+const NEAR: f64 = 2.0 / 3.0;
 
 /// One who takes part, and in how many rounds.
 pub struct Entry<'c> {
@@ -25,12 +27,25 @@ pub struct Entry<'c> {
 #[derive(Clone, Debug)]
 pub struct Score {
     pub name: String,
-    /// None: one order for all.
-    pub in_flight: Option<usize>,
+    /// What was tried; nothing with one order for all.
+    pub trials: Vec<Trial>,
     /// Starts a second, a round each.
     pub rates: Vec<f64>,
     /// CPU seconds a start, a round each, the removal not included.
     pub cpu: Vec<f64>,
+}
+
+/// A number in flight, and its starts a second: the better one where it was tried twice.
+#[derive(Clone, Copy, Debug)]
+pub struct Trial {
+    pub in_flight: usize,
+    pub rate: f64,
+}
+
+/// One time all of them.
+struct Cell {
+    rate: f64,
+    cpu: f64,
 }
 
 /// Runs all of it; what had to be left out goes to `cut`.
@@ -46,9 +61,8 @@ pub async fn run(
     for entry in &mut entries {
         let name = entry.contender.name();
         eprintln!("finding what suits {name}");
-        let best = best_in_flight(entry.contender.as_mut(), plan.trial).await;
-        let best = match best {
-            Ok(best) => best,
+        let trials = match try_out(entry.contender.as_mut(), plan.trial).await {
+            Ok(trials) => trials,
             Err(error) if entry.optional => {
                 cut.push(format!("{name}: {error:#}"));
                 scores.push(None);
@@ -56,8 +70,7 @@ pub async fn run(
             }
             Err(error) => return Err(error.context(name)),
         };
-        let in_flight = (!entry.contender.all_at_once()).then_some(best);
-        scores.push(Some(Score { name, in_flight, rates: Vec::new(), cpu: Vec::new() }));
+        scores.push(Some(Score { name, trials, rates: Vec::new(), cpu: Vec::new() }));
     }
     let most = entries.iter().map(|entry| entry.rounds).max().unwrap_or(0);
     for round in 0..most {
@@ -71,10 +84,10 @@ pub async fn run(
             let Some(score) = place.as_mut().filter(|_| round < entry.rounds) else {
                 continue;
             };
-            match cell(entry.contender.as_mut(), plan.starts, score.in_flight.unwrap_or(1)).await {
-                Ok((rate, cpu)) => {
-                    score.rates.push(rate);
-                    score.cpu.push(cpu);
+            match cell(entry.contender.as_mut(), plan.starts, score.in_flight().unwrap_or(1)).await {
+                Ok(cell) => {
+                    score.rates.push(cell.rate);
+                    score.cpu.push(cell.cpu);
                 }
                 Err(error) if entry.optional => {
                     cut.push(format!("{} from round {} on: {error:#}", score.name, round + 1));
@@ -88,21 +101,28 @@ pub async fn run(
     Ok(scores.into_iter().flatten().filter(|score| !score.rates.is_empty()).collect())
 }
 
-async fn best_in_flight(contender: &mut dyn Contender, starts: usize) -> Result<usize> {
-    let mut best = (IN_FLIGHT[0], 0.0);
-    // One order for all: the one trial only warms up.
-    let tried = if contender.all_at_once() { &IN_FLIGHT[..1] } else { &IN_FLIGHT };
-    for &in_flight in tried {
-        let (rate, _) = cell(contender, starts, in_flight).await?;
-        if rate > best.1 {
-            best = (in_flight, rate);
-        }
+async fn try_out(contender: &mut dyn Contender, starts: usize) -> Result<Vec<Trial>> {
+    let mut trials = Vec::new();
+    for &in_flight in contender.in_flight() {
+        trials.push(Trial { in_flight, rate: cell(contender, starts, in_flight).await?.rate });
     }
-    Ok(best.0)
+    let Some(best) = best(&trials) else {
+        // One order for all: nothing to choose, but everything to warm up.
+        cell(contender, starts, 1).await?;
+        return Ok(trials);
+    };
+    for trial in trials.iter_mut().filter(|trial| trial.rate >= NEAR * best.rate) {
+        trial.rate = trial.rate.max(cell(contender, starts, trial.in_flight).await?.rate);
+    }
+    Ok(trials)
 }
 
-/// Starts them all, removes them all: starts a second and CPU seconds a start.
-async fn cell(contender: &mut dyn Contender, starts: usize, in_flight: usize) -> Result<(f64, f64)> {
+fn best(trials: &[Trial]) -> Option<Trial> {
+    trials.iter().copied().max_by(|a, b| a.rate.total_cmp(&b.rate))
+}
+
+/// Starts them all, removes them all.
+async fn cell(contender: &mut dyn Contender, starts: usize, in_flight: usize) -> Result<Cell> {
     let before = contender.meter().seconds()?;
     let taken = contender.launch(starts, in_flight).await;
     let spent = contender.meter().seconds()? - before;
@@ -110,11 +130,16 @@ async fn cell(contender: &mut dyn Contender, starts: usize, in_flight: usize) ->
     let cleared = contender.clear().await;
     let taken = taken.with_context(|| format!("{starts} starts, {in_flight} in flight"))?;
     cleared.context("clean up")?;
-    Ok((starts as f64 / taken.as_secs_f64(), spent / starts as f64))
+    Ok(Cell { rate: starts as f64 / taken.as_secs_f64(), cpu: spent / starts as f64 })
 }
 
 impl Score {
     pub fn rate(&self) -> f64 {
         median(&self.rates)
+    }
+
+    /// The number that suits it. None: one order for all.
+    pub fn in_flight(&self) -> Option<usize> {
+        best(&self.trials).map(|trial| trial.in_flight)
     }
 }

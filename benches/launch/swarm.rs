@@ -103,8 +103,8 @@ impl Contender for Swarm {
         "Docker Swarm service, host network".to_owned()
     }
 
-    fn all_at_once(&self) -> bool {
-        true
+    fn in_flight(&self) -> &'static [usize] {
+        &[]
     }
 
     async fn launch(&mut self, count: usize, _in_flight: usize) -> Result<Duration> {
