@@ -97,7 +97,7 @@ vm-test: setup helpers ## on a real Debian 12 with systemd, through a reboot and
 	$(CARGO) build --locked -p enoki --bin enoki
 	@tests/vm/run.sh $(TARGET_DIR)/debug/enoki $(HELPERS)
 
-bench-launch: setup helpers ## launch speed of instances, beside its peers (FULL=1: the whole; SMOKE=1: a minute)
+bench-launch: setup helpers ## launch speed of instances on one host and on three, beside peers (FULL=1: the whole; SMOKE=1: a try)
 	@benches/setup.sh
 	ENOKI_TEST_HELPERS=$(HELPERS) $(CARGO) bench --locked --bench launch
 

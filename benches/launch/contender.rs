@@ -19,7 +19,7 @@ pub const INIT_INSIDE: &str = "/dev/.enoki/init";
 pub const DEADLINE: Duration = Duration::from_secs(120);
 
 #[async_trait]
-pub trait Contender: Send {
+pub trait Contender: Send + Sync {
     /// As the table shows it; no two are alike.
     fn name(&self) -> String;
 
@@ -31,6 +31,11 @@ pub trait Contender: Send {
     /// Starts `count` containers with `in_flight` of them under way at a time, and returns the time from the first
     /// order until the last was seen running.
     async fn launch(&mut self, count: usize, in_flight: usize) -> Result<Duration>;
+
+    /// How many there are on each of its hosts, as their Docker says. Nothing where there is one host and no Docker to ask.
+    async fn landed(&self) -> Result<Vec<usize>> {
+        Ok(Vec::new())
+    }
 
     /// Removes all of them, and fails when anything of them is left.
     async fn clear(&mut self) -> Result<()>;

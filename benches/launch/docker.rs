@@ -19,6 +19,7 @@ use enoki_harness::Cloud;
 use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::contender::{Contender, DEADLINE, IMAGE, INIT, INIT_INSIDE, MEMORY, MILLI_CPUS, PIDS, gone};
+use crate::hosts::Hosts;
 use crate::machine::Meter;
 
 /// How many are removed at a time.
@@ -82,10 +83,9 @@ pub async fn create_and_start(
     Ok((made.id, taken))
 }
 
-/// Raw Docker with one kind of network.
-pub struct Raw {
-    docker: Docker,
-    meter: Meter,
+/// Raw Docker with one kind of network, on one host after the other.
+pub struct Raw<'c> {
+    hosts: Hosts<'c>,
     network: &'static str,
     title: &'static str,
     /// Whether the kernel accounts for swap: Docker refuses the limit where it does not.
@@ -93,15 +93,10 @@ pub struct Raw {
     made: usize,
 }
 
-impl Raw {
-    pub async fn new(
-        docker: &Docker,
-        meter: &Meter,
-        network: &'static str,
-        title: &'static str,
-    ) -> Result<Self> {
-        let swap = docker.info().await?.swap_limit.unwrap_or(false);
-        Ok(Self { docker: docker.clone(), meter: meter.clone(), network, title, swap, made: 0 })
+impl<'c> Raw<'c> {
+    pub async fn new(hosts: &Hosts<'c>, network: &'static str, title: &'static str) -> Result<Self> {
+        let swap = hosts.turn(0).info().await?.swap_limit.unwrap_or(false);
+        Ok(Self { hosts: hosts.clone(), network, title, swap, made: 0 })
     }
 
     fn body(&self) -> ContainerCreateBody {
@@ -136,9 +131,13 @@ impl Raw {
 }
 
 #[async_trait]
-impl Contender for Raw {
+impl Contender for Raw<'_> {
     fn name(&self) -> String {
         self.title.to_owned()
+    }
+
+    fn in_flight(&self) -> &'static [usize] {
+        self.hosts.in_flight()
     }
 
     async fn launch(&mut self, count: usize, in_flight: usize) -> Result<Duration> {
@@ -147,9 +146,9 @@ impl Contender for Raw {
         let begun = Instant::now();
         stream::iter(first..self.made)
             .map(|number| {
-                let (docker, body) = (self.docker.clone(), self.body());
+                let (docker, body) = (self.hosts.turn(number), self.body());
                 let name = format!("{LABEL}-{}-{number}", self.network);
-                async move { create_and_start(&docker, &name, body, |_| Ok(())).await }
+                async move { create_and_start(docker, &name, body, |_| Ok(())).await }
             })
             .buffer_unordered(in_flight)
             .try_for_each(|_| std::future::ready(Ok(())))
@@ -157,17 +156,24 @@ impl Contender for Raw {
         Ok(begun.elapsed())
     }
 
+    async fn landed(&self) -> Result<Vec<usize>> {
+        self.hosts.landed().await
+    }
+
     async fn clear(&mut self) -> Result<()> {
-        let docker = &self.docker;
-        stream::iter(containers(docker, Some(LABEL)).await?)
+        let mut all = Vec::new();
+        for docker in &self.hosts.dockers {
+            all.extend(containers(docker, Some(LABEL)).await?.into_iter().map(|id| (docker, id)));
+        }
+        stream::iter(all)
             .map(Ok)
-            .try_for_each_concurrent(REMOVALS, |id| async move { remove(docker, &id).await })
+            .try_for_each_concurrent(REMOVALS, |(docker, id)| async move { remove(docker, &id).await })
             .await?;
-        gone("containers", || containers(docker, None)).await
+        gone("containers", || self.hosts.containers()).await
     }
 
     fn meter(&self) -> &Meter {
-        &self.meter
+        &self.hosts.meter
     }
 }
 

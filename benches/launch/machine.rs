@@ -10,20 +10,25 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 /// Below the cloud's own group, where Docker puts the containers.
 const DAEMONS: &str = "daemons";
 
-/// CPU time of a cloud: of its daemons, of everything that they start and of its containers, the ended ones included.
+/// CPU time of clouds: of their daemons, of everything that they start and of their containers, the ended ones included.
 /// Work that the kernel does in threads of its own is not in it, and neither is this program.
 #[derive(Clone, Debug)]
 pub struct Meter {
-    file: PathBuf,
-    /// Version 2 counts in microseconds in a file of several lines.
-    v2: bool,
+    files: Vec<PathBuf>,
+}
+
+/// Several clouds as one.
+impl FromIterator<Meter> for Meter {
+    fn from_iter<I: IntoIterator<Item = Meter>>(meters: I) -> Self {
+        Self { files: meters.into_iter().flat_map(|meter| meter.files).collect() }
+    }
 }
 
 impl Meter {
     /// Puts the named parts of a cloud into a group beside its containers; what they start stays in it.
     pub fn start(cloud: &Cloud, parts: &[&str]) -> Result<Self> {
-        let v2 = !Path::new(CGROUPS).join("cpuacct").exists();
-        let top = if v2 { CGROUPS.to_owned() } else { format!("{CGROUPS}/cpuacct") };
+        let v1 = accounts_apart();
+        let top = if v1 { format!("{CGROUPS}/cpuacct") } else { CGROUPS.to_owned() };
         let own = PathBuf::from(format!("{top}{}", cloud.cgroup_parent()));
         let daemons = own.join(DAEMONS);
         fs::create_dir_all(&daemons).with_context(|| format!("make {}", daemons.display()))?;
@@ -32,20 +37,29 @@ impl Meter {
             fs::write(daemons.join("cgroup.procs"), pid.to_string())
                 .with_context(|| format!("move {part} ({pid}) to {}", daemons.display()))?;
         }
-        Ok(Self { file: own.join(if v2 { "cpu.stat" } else { "cpuacct.usage" }), v2 })
+        Ok(Self { files: vec![own.join(if v1 { "cpuacct.usage" } else { "cpu.stat" })] })
     }
 
     /// Seconds since the start.
     pub fn seconds(&self) -> Result<f64> {
-        let text = fs::read_to_string(&self.file).with_context(|| format!("read {}", self.file.display()))?;
-        let number = if self.v2 {
-            text.lines().find_map(|line| line.strip_prefix("usage_usec ")).unwrap_or_default()
-        } else {
-            text.trim()
-        };
-        let count: f64 = number.parse().with_context(|| format!("{}: {text}", self.file.display()))?;
-        Ok(count / if self.v2 { 1e6 } else { 1e9 })
+        self.files.iter().map(|file| seconds(file)).sum()
     }
+}
+
+fn seconds(file: &Path) -> Result<f64> {
+    let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    // Version 2 counts in microseconds in a file of several lines.
+    let (number, unit) = match text.lines().find_map(|line| line.strip_prefix("usage_usec ")) {
+        Some(number) => (number, 1e6),
+        None => (text.trim(), 1e9),
+    };
+    let count: f64 = number.parse().with_context(|| format!("{}: {text}", file.display()))?;
+    Ok(count / unit)
+}
+
+/// Whether CPU time has a hierarchy of its own: version 1 of cgroups.
+fn accounts_apart() -> bool {
+    Path::new(CGROUPS).join("cpuacct").exists()
 }
 
 /// The load of the last minute.
@@ -65,12 +79,15 @@ pub fn conditions(docker: &str) -> Vec<(&'static str, String)> {
         let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
         line.split_once(':').map(|(_, value)| value.trim().to_owned()).unwrap_or_default()
     };
-    let v1 = Path::new(CGROUPS).join("cpuacct").exists();
     let build = if cfg!(debug_assertions) { "DEBUG: these figures mean nothing" } else { "release" };
     vec![
         (
             "kernel",
-            format!("{}, cgroup v{}", read("/proc/sys/kernel/osrelease").trim(), if v1 { 1 } else { 2 }),
+            format!(
+                "{}, cgroup v{}",
+                read("/proc/sys/kernel/osrelease").trim(),
+                if accounts_apart() { 1 } else { 2 }
+            ),
         ),
         (
             "machine",

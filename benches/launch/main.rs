@@ -1,12 +1,13 @@
 //! `make bench-launch`: how fast instances start, beside raw Docker, Docker Swarm and LXD. docs/benchmarks.md says what is
-//! measured and how; FULL=1 runs the whole, SMOKE=1 shows in a minute that it works.
+//! measured and how; FULL=1 runs the whole, SMOKE=1 shows in minutes that it works.
 //!
 //! Everything runs in clouds of its own, which are gone at the end whatever happens: one with Enoki, whose dockerd also
-//! serves the raw contenders, one for Swarm and one for LXD. Exit codes: 0 all bars are met, 1 one was missed or something
-//! did not work.
+//! serves the raw contenders, a lab of three such hosts, one for Swarm and one for LXD. Exit codes: 0 all bars are met, 1 one
+//! was missed or something did not work.
 
 mod contender;
 mod docker;
+mod hosts;
 mod latency;
 mod lxd;
 mod machine;
@@ -23,18 +24,21 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use enoki_harness::{Cloud, is_root};
 
-use machine::{Meter, load};
+use hosts::Hosts;
+use machine::load;
 use plan::Plan;
 use report::{Bar, Memory, Verdict};
 use rounds::{Entry, Score};
 
-/// What takes part in a start, beside what these start themselves.
-const PARTS: [&str; 6] = ["supervisor", "server", "agent", "etcd", "containerd", "dockerd"];
+const ENOKI: &str = "enoki";
+const FIXED: &str = "enoki, fixed address on a segment";
 const HOST: &str = "raw Docker, host network";
 const NONE: &str = "raw Docker, no network";
 const BRIDGE: &str = "raw Docker, its bridge";
 const SWARM: &str = "Docker Swarm";
 const LXD: &str = "LXD";
+const LAB: &str = "lab: enoki";
+const LAB_HOST: &str = "lab: raw Docker, host network, the hosts in turn";
 
 fn main() -> ExitCode {
     if !is_root() {
@@ -65,23 +69,26 @@ async fn run(plan: &Plan) -> Result<bool> {
     let tiny = tiny_image()?;
 
     let cloud = Cloud::bare();
-    // CPUs may be granted many times over: a hundred small instances at once are the work, not a shortage.
-    std::fs::write(cloud.path("/etc/enoki/server.toml"), "cpu_overcommit = 100.0\n")?;
+    cloud.write("/etc/enoki/server.toml", hosts::SETTINGS);
     cloud.up();
     cloud.import_tiny();
-    let docker = docker::connect(&cloud).await?;
-    let meter = Meter::start(&cloud, &PARTS)?;
+    let alone = Hosts::one(&cloud).await?;
     ours::Api::new(&cloud).make_networks().await?;
     let idle = (cloud.resident("server"), cloud.resident("agent"));
 
+    let lab = hosts::start_lab();
+    let three = Hosts::lab(&lab).await?;
+    ours::Api::new(&lab[0]).make_spanning_network().await?;
     let swarm_cloud = Cloud::bare();
     let lxd_cloud = Cloud::bare();
     let mut entries = vec![
-        entry(ours::Enoki::new(&cloud, &docker, &meter, false), plan.rounds, false),
-        entry(ours::Enoki::new(&cloud, &docker, &meter, true), plan.rounds, false),
-        entry(docker::Raw::new(&docker, &meter, "host", HOST).await?, plan.rounds, false),
-        entry(docker::Raw::new(&docker, &meter, "none", NONE).await?, plan.rounds, false),
-        entry(docker::Raw::new(&docker, &meter, "bridge", BRIDGE).await?, plan.rounds, false),
+        entry(ours::Enoki::new(&alone, ENOKI, false), plan.rounds, false),
+        entry(ours::Enoki::new(&alone, FIXED, true), plan.rounds, false),
+        entry(docker::Raw::new(&alone, "host", HOST).await?, plan.rounds, false),
+        entry(docker::Raw::new(&alone, "none", NONE).await?, plan.rounds, false),
+        entry(docker::Raw::new(&alone, "bridge", BRIDGE).await?, plan.rounds, false),
+        entry(ours::Enoki::new(&three, LAB, false), plan.rounds, false),
+        entry(docker::Raw::new(&three, "host", LAB_HOST).await?, plan.rounds, false),
     ];
     match swarm::Swarm::new(&swarm_cloud).await {
         Ok(swarm) => entries.push(entry(swarm, plan.slow_rounds, true)),
@@ -92,12 +99,14 @@ async fn run(plan: &Plan) -> Result<bool> {
         Err(error) => cut.push(format!("{LXD}: {error:#}")),
     }
 
-    let scores = rounds::run(entries, plan, plan.rounds_end.map(|end| begun + end), &mut cut).await?;
+    let scores = rounds::run(entries, plan, begun, &mut cut).await?;
     // Their daemons would share the machine with what is left.
     drop(swarm_cloud);
     drop(lxd_cloud);
+    drop(lab);
+    let docker = alone.turn(0);
     let latencies =
-        latency::run(&cloud, &docker, plan, plan.samples_end.map(|end| begun + end), &mut cut).await?;
+        latency::run(&cloud, docker, plan, plan.samples_end.map(|end| begun + end), &mut cut).await?;
     let after = (cloud.resident("server"), cloud.resident("agent"));
     let memory = [
         Memory { part: "server", idle: idle.0, after: after.0, bar: 80.0 },
@@ -105,7 +114,7 @@ async fn run(plan: &Plan) -> Result<bool> {
     ];
 
     println!("bench-launch, {}: {} starts a cell", plan.title, plan.starts);
-    for (name, value) in machine::conditions(&docker::versions(&docker).await?) {
+    for (name, value) in machine::conditions(&docker::versions(docker).await?) {
         println!("  {name:8} {value}");
     }
     println!("  {:8} {before:.2} before, {:.2} at the end", "load", load());
@@ -139,16 +148,24 @@ fn print(
         [bar(HOST, 0.75), bar(NONE, 1.5), bar(SWARM, 3.0), Bar { peer: LXD, ratio: 1.0, strict: true }];
     report::rates(
         "B1 launch rate: any free address, limits; the floor is raw Docker on the host network",
-        ours("enoki")?,
+        ours(ENOKI)?,
         &peers,
         &bars,
+        verdict,
+    );
+    let floor: Vec<&Score> = named(LAB_HOST).into_iter().collect();
+    report::rates(
+        "B1 over a lab of three hosts, multi-host on one machine: any free address on a network that spans them, limits",
+        ours(LAB)?,
+        &floor,
+        &[],
         verdict,
     );
     report::latencies("B2 added latency of a single start", latencies, &[(0.5, 20.0), (0.99, 60.0)], verdict);
     let bridge: Vec<&Score> = named(BRIDGE).into_iter().collect();
     report::rates(
         "B3 wired start: a fixed address on a segment, against Docker's bridge",
-        ours("enoki, fixed address on a segment")?,
+        ours(FIXED)?,
         &bridge,
         &[bar(BRIDGE, 1.5)],
         verdict,

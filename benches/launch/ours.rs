@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
-use bollard::Docker;
 use enoki_api::client::{ChangeKind, Client, Target, Watch, WriteOptions};
 use enoki_api::instance::{InstanceSpec, Nic};
 use enoki_api::quantity::{Bytes, MilliCpu};
@@ -17,7 +16,8 @@ use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 
 use crate::contender::{Contender, DEADLINE, IMAGE, MEMORY, MILLI_CPUS, PIDS, gone};
-use crate::docker::{containers, names_below};
+use crate::docker::names_below;
+use crate::hosts::Hosts;
 use crate::machine::Meter;
 
 /// How many are deleted at a time.
@@ -38,14 +38,23 @@ impl Api {
         Self(Client::unix(cloud.path("/run/enoki/api.sock")))
     }
 
-    /// The two networks, alike in all but who picks the address: with a way out through the host, as Docker's bridge has.
+    /// The two networks of one host, alike in all but who picks the address.
     pub async fn make_networks(&self) -> Result<()> {
-        for (name, cidr) in [(NETWORK, CIDR), (SEGMENT, SEGMENT_CIDR)] {
-            let spec = json!({"type": "local", "cidr": cidr, "gateway": "host", "egress": "nat"});
-            let network = json!({"kind": "network", "name": name, "spec": spec});
-            let target = Target::kind(Kind::Network, None);
-            self.0.create_value(target, &network, &WriteOptions::default(), DEADLINE).await?;
-        }
+        self.make_network(NETWORK, "local", CIDR).await?;
+        self.make_network(SEGMENT, "local", SEGMENT_CIDR).await
+    }
+
+    /// The network of several hosts, which spans them.
+    pub async fn make_spanning_network(&self) -> Result<()> {
+        self.make_network(NETWORK, "vxlan", CIDR).await
+    }
+
+    /// With a way out through the host, as Docker's bridge has.
+    async fn make_network(&self, name: &str, kind: &str, cidr: &str) -> Result<()> {
+        let spec = json!({"type": kind, "cidr": cidr, "gateway": "host", "egress": "nat"});
+        let network = json!({"kind": "network", "name": name, "spec": spec});
+        let target = Target::kind(Kind::Network, None);
+        self.0.create_value(target, &network, &WriteOptions::default(), DEADLINE).await?;
         Ok(())
     }
 
@@ -143,18 +152,17 @@ pub fn spec(address: Option<Ipv4Addr>) -> InstanceSpec {
 
 /// Enoki as a contender.
 pub struct Enoki<'c> {
-    cloud: &'c Cloud,
+    hosts: Hosts<'c>,
     api: Api,
-    docker: Docker,
-    meter: Meter,
+    title: &'static str,
     /// Whether the orders name their addresses.
     fixed: bool,
     made: usize,
 }
 
 impl<'c> Enoki<'c> {
-    pub fn new(cloud: &'c Cloud, docker: &Docker, meter: &Meter, fixed: bool) -> Self {
-        Self { cloud, api: Api::new(cloud), docker: docker.clone(), meter: meter.clone(), fixed, made: 0 }
+    pub fn new(hosts: &Hosts<'c>, title: &'static str, fixed: bool) -> Self {
+        Self { hosts: hosts.clone(), api: Api::new(hosts.clouds[0]), title, fixed, made: 0 }
     }
 
     /// The n-th instance: a name and, if fixed, an address that no other has.
@@ -169,7 +177,11 @@ impl<'c> Enoki<'c> {
 #[async_trait]
 impl Contender for Enoki<'_> {
     fn name(&self) -> String {
-        if self.fixed { "enoki, fixed address on a segment" } else { "enoki" }.to_owned()
+        self.title.to_owned()
+    }
+
+    fn in_flight(&self) -> &'static [usize] {
+        self.hosts.in_flight()
     }
 
     async fn launch(&mut self, count: usize, in_flight: usize) -> Result<Duration> {
@@ -211,19 +223,23 @@ impl Contender for Enoki<'_> {
         Ok(taken)
     }
 
+    async fn landed(&self) -> Result<Vec<usize>> {
+        self.hosts.landed().await
+    }
+
     async fn clear(&mut self) -> Result<()> {
         self.api.delete_all(self.api.instances().await?).await?;
         gone("instances or their traces", || async {
             let mut left = self.api.instances().await?;
-            left.extend(containers(&self.docker, None).await?);
-            left.extend(traces(self.cloud));
+            left.extend(self.hosts.containers().await?);
+            left.extend(self.hosts.clouds.iter().flat_map(|cloud| traces(cloud)));
             Ok(left)
         })
         .await
     }
 
     fn meter(&self) -> &Meter {
-        &self.meter
+        &self.hosts.meter
     }
 }
 

@@ -7,14 +7,16 @@ pub struct Plan {
     pub title: &'static str,
     /// Starts a cell.
     pub starts: usize,
-    /// Starts a trial of what number in flight suits.
+    /// Starts a trial of what number in flight suits, and at least twice that number.
     pub trial: usize,
     pub rounds: usize,
     /// Of Swarm and LXD, which take long.
     pub slow_rounds: usize,
     /// Of B2, at each fill.
     pub samples: usize,
-    /// When the rounds and the samples must be over; None: they take as long as they take.
+    /// When the last second trial must have begun, and when the rounds and the samples must be over; None: they take as long
+    /// as they take.
+    pub trials_end: Option<Duration>,
     pub rounds_end: Option<Duration>,
     pub samples_end: Option<Duration>,
     /// Whether a missed bar fails the run.
@@ -34,6 +36,7 @@ impl Plan {
             rounds: 7,
             slow_rounds: 7,
             samples: 300,
+            trials_end: None,
             rounds_end: None,
             samples_end: None,
             judged: true,
@@ -58,14 +61,15 @@ impl Plan {
         Self {
             title: "quick",
             starts: 40,
-            trial: 16,
+            trial: 10,
             slow_rounds: 3,
-            samples: 100,
-            rounds_end: Some(Duration::from_secs(400)),
-            samples_end: Some(Duration::from_secs(560)),
+            samples: 60,
+            trials_end: Some(Duration::from_secs(210)),
+            rounds_end: Some(Duration::from_secs(460)),
+            samples_end: Some(Duration::from_secs(570)),
             cut: &[
                 "B1 and B3: 40 starts a cell instead of 100; Swarm and LXD in 3 rounds instead of 7",
-                "B2: 100 samples a fill instead of 300, so that its p99 hangs on the slowest one or two",
+                "B2: 60 samples a fill instead of 300, so that its p99 hangs on the slowest one",
             ],
             ..whole
         }

@@ -4,7 +4,7 @@
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::latency::Latencies;
-use crate::rounds::Score;
+use crate::rounds::{Score, uneven};
 use enoki_harness::Resident;
 use enoki_harness::statistics::{Interval, added, median, quantile, ratio};
 
@@ -37,17 +37,11 @@ pub struct Bar {
 /// B1 and B3: rates, ours first.
 pub fn rates(title: &str, ours: &Score, peers: &[&Score], bars: &[Bar], verdict: &mut Verdict) {
     println!("\n{title}");
-    let mut table = new(&[
-        "",
-        "in flight",
-        "starts/s",
-        "from-to",
-        "rounds",
-        "CPU s/start",
-        "ours / this [95 %]",
-        "bar",
-        "",
-    ]);
+    let several = ours.landed.len() > 1;
+    let mut header = vec!["", "in flight", "starts/s", "from-to", "rounds", "CPU s/start"];
+    header.extend(several.then_some("by host"));
+    header.extend(["ours / this [95 %]", "bar", ""]);
+    let mut table = new(&header);
     for score in std::iter::once(&ours).chain(peers) {
         let (low, high) = (quantile(&score.rates, 0.0), quantile(&score.rates, 1.0));
         let mut row = vec![
@@ -58,6 +52,13 @@ pub fn rates(title: &str, ours: &Score, peers: &[&Score], bars: &[Bar], verdict:
             score.rates.len().to_string(),
             format!("{:.3}", median(&score.cpu)),
         ];
+        if several {
+            let counts: Vec<String> = score.landed.iter().map(usize::to_string).collect();
+            let counts = counts.join("/");
+            let what = format!("{} landed {counts} on its hosts, which is not even", score.name);
+            verdict.judge(title, uneven(&score.landed) <= 1, what);
+            row.push(counts);
+        }
         let bar = bars.iter().find(|bar| score.name.starts_with(bar.peer));
         if std::ptr::eq(*score, ours) {
             row.extend(["", "", ""].map(str::to_owned));

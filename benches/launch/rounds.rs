@@ -23,6 +23,17 @@ pub struct Entry<'c> {
     pub optional: bool,
 }
 
+impl Entry<'_> {
+    /// Goes on without one that failed, if it is optional.
+    fn without(&self, what: &str, error: anyhow::Error, cut: &mut Vec<String>) -> Result<()> {
+        if !self.optional {
+            return Err(error.context(what.to_owned()));
+        }
+        cut.push(format!("{what}: {error:#}"));
+        Ok(())
+    }
+}
+
 /// What a contender showed.
 #[derive(Clone, Debug)]
 pub struct Score {
@@ -33,6 +44,8 @@ pub struct Score {
     pub rates: Vec<f64>,
     /// CPU seconds a start, a round each, the removal not included.
     pub cpu: Vec<f64>,
+    /// How many were on each host, in the round in which that was least even.
+    pub landed: Vec<usize>,
 }
 
 /// A number in flight, and its starts a second: the better one where it was tried twice.
@@ -46,31 +59,43 @@ pub struct Trial {
 struct Cell {
     rate: f64,
     cpu: f64,
+    landed: Vec<usize>,
 }
 
-/// Runs all of it; what had to be left out goes to `cut`.
+/// Runs all of it, by the times of the plan; what had to be left out goes to `cut`.
 pub async fn run(
     mut entries: Vec<Entry<'_>>,
     plan: &Plan,
-    until: Option<Instant>,
+    begun: Instant,
     cut: &mut Vec<String>,
 ) -> Result<Vec<Score>> {
+    let trials_end = plan.trials_end.map(|end| begun + end);
+    let until = plan.rounds_end.map(|end| begun + end);
     // A round takes about as long as the one before it.
     let mut last = Duration::ZERO;
     let mut scores: Vec<Option<Score>> = Vec::new();
     for entry in &mut entries {
         let name = entry.contender.name();
         eprintln!("finding what suits {name}");
-        let trials = match try_out(entry.contender.as_mut(), plan.trial).await {
-            Ok(trials) => trials,
-            Err(error) if entry.optional => {
-                cut.push(format!("{name}: {error:#}"));
-                scores.push(None);
-                continue;
+        scores.push(match try_out(entry.contender.as_mut(), plan.trial).await {
+            Ok(trials) => {
+                Some(Score { name, trials, rates: Vec::new(), cpu: Vec::new(), landed: Vec::new() })
             }
-            Err(error) => return Err(error.context(name)),
-        };
-        scores.push(Some(Score { name, trials, rates: Vec::new(), cpu: Vec::new() }));
+            Err(error) => entry.without(&name, error, cut).map(|()| None)?,
+        });
+    }
+    // From the last to the first, which is ours: where time runs out, it is we who do without.
+    for (entry, place) in entries.iter_mut().zip(&mut scores).rev() {
+        let Some(score) = place.as_mut().filter(|score| !score.trials.is_empty()) else { continue };
+        if trials_end.is_some_and(|end| Instant::now() >= end) {
+            cut.push(format!("second trials of {}: out of time", score.name));
+            continue;
+        }
+        eprintln!("again for {}", score.name);
+        if let Err(error) = try_again(entry.contender.as_mut(), plan.trial, &mut score.trials).await {
+            entry.without(&score.name, error, cut)?;
+            *place = None;
+        }
     }
     let most = entries.iter().map(|entry| entry.rounds).max().unwrap_or(0);
     for round in 0..most {
@@ -88,12 +113,14 @@ pub async fn run(
                 Ok(cell) => {
                     score.rates.push(cell.rate);
                     score.cpu.push(cell.cpu);
+                    if score.landed.is_empty() || uneven(&cell.landed) > uneven(&score.landed) {
+                        score.landed = cell.landed;
+                    }
                 }
-                Err(error) if entry.optional => {
-                    cut.push(format!("{} from round {} on: {error:#}", score.name, round + 1));
+                Err(error) => {
+                    entry.without(&format!("{} from round {} on", score.name, round + 1), error, cut)?;
                     entry.rounds = round;
                 }
-                Err(error) => return Err(error.context(score.name.clone())),
             }
         }
         last = begun.elapsed();
@@ -101,24 +128,39 @@ pub async fn run(
     Ok(scores.into_iter().flatten().filter(|score| !score.rates.is_empty()).collect())
 }
 
+/// Every number once, and everything warmed up.
 async fn try_out(contender: &mut dyn Contender, starts: usize) -> Result<Vec<Trial>> {
     let mut trials = Vec::new();
     for &in_flight in contender.in_flight() {
-        trials.push(Trial { in_flight, rate: cell(contender, starts, in_flight).await?.rate });
+        trials.push(Trial { in_flight, rate: trial(contender, starts, in_flight).await? });
     }
-    let Some(best) = best(&trials) else {
-        // One order for all: nothing to choose, but everything to warm up.
-        cell(contender, starts, 1).await?;
-        return Ok(trials);
-    };
-    for trial in trials.iter_mut().filter(|trial| trial.rate >= NEAR * best.rate) {
-        trial.rate = trial.rate.max(cell(contender, starts, trial.in_flight).await?.rate);
+    if trials.is_empty() {
+        trial(contender, starts, 1).await?;
     }
     Ok(trials)
 }
 
+/// Those that came near the best once more: a while later, so that what has slowed one down does not slow the other.
+async fn try_again(contender: &mut dyn Contender, starts: usize, trials: &mut [Trial]) -> Result<()> {
+    let near = best(trials).map_or(0.0, |best| NEAR * best.rate);
+    for one in trials.iter_mut().filter(|one| one.rate >= near) {
+        one.rate = one.rate.max(trial(contender, starts, one.in_flight).await?);
+    }
+    Ok(())
+}
+
+/// Starts a second. With fewer starts than twice those in flight there would be no time in which all of these are under way.
+async fn trial(contender: &mut dyn Contender, starts: usize, in_flight: usize) -> Result<f64> {
+    Ok(cell(contender, starts.max(2 * in_flight), in_flight).await?.rate)
+}
+
 fn best(trials: &[Trial]) -> Option<Trial> {
     trials.iter().copied().max_by(|a, b| a.rate.total_cmp(&b.rate))
+}
+
+/// The difference between the host with the most and the one with the fewest.
+pub fn uneven(landed: &[usize]) -> usize {
+    landed.iter().max().unwrap_or(&0) - landed.iter().min().unwrap_or(&0)
 }
 
 /// Starts them all, removes them all.
@@ -126,11 +168,16 @@ async fn cell(contender: &mut dyn Contender, starts: usize, in_flight: usize) ->
     let before = contender.meter().seconds()?;
     let taken = contender.launch(starts, in_flight).await;
     let spent = contender.meter().seconds()? - before;
+    let landed = contender.landed().await;
     // Also after a failure, so that it does not weigh on the others.
     let cleared = contender.clear().await;
     let taken = taken.with_context(|| format!("{starts} starts, {in_flight} in flight"))?;
     cleared.context("clean up")?;
-    Ok(Cell { rate: starts as f64 / taken.as_secs_f64(), cpu: spent / starts as f64 })
+    Ok(Cell {
+        rate: starts as f64 / taken.as_secs_f64(),
+        cpu: spent / starts as f64,
+        landed: landed.context("count them by host")?,
+    })
 }
 
 impl Score {

@@ -73,10 +73,19 @@ impl Lab {
     /// # Panics
     /// When a machine does not come up or does not join, with the logs.
     pub fn start_with(hosts: usize, servers: usize) -> Self {
+        Self::start_configured(hosts, servers, "")
+    }
+
+    /// The same, with more lines (`key = value`) for the configuration of the first server.
+    ///
+    /// # Panics
+    /// When a machine does not come up or does not join, with the logs.
+    pub fn start_configured(hosts: usize, servers: usize, settings: &str) -> Self {
         let lab = Self::bare(hosts);
         let own = address(1);
-        let config =
-            format!("listen = \"0.0.0.0:7443\"\nadvertise = [\"{own}\"]\n\n[etcd]\nlisten = \"{own}\"\n");
+        let config = format!(
+            "{settings}listen = \"0.0.0.0:7443\"\nadvertise = [\"{own}\"]\n\n[etcd]\nlisten = \"{own}\"\n"
+        );
         lab[0].write("/etc/enoki/server.toml", &config);
         lab[0].up();
         let token = |kind: &str| lab[0].enoki(&[kind, "join-token"]).ok().text().to_owned();
