@@ -9,11 +9,16 @@ say() { printf 'install: %s\n' "$*" >&2; }
 [ $# = 2 ] || { say "usage: install.sh ENOKI HELPERS_FOLDER"; exit 2; }
 [ "$(id -u)" = 0 ] || { say "run this as root: it writes to /usr/local"; exit 1; }
 
+new=
+trap 'rm -f "$new"' EXIT
+
 # place SOURCE TARGET
 place() {
 	cmp -s "$1" "$2" && return
-	install -D -m 0755 -o root -g root "$1" "$2.new"
-	mv -f "$2.new" "$2"
+	# A name of its own: two that install at once do not take each other's file away.
+	new=$2.new.$$
+	install -D -m 0755 -o root -g root "$1" "$new"
+	mv -f "$new" "$2"
 	say "$2"
 }
 
