@@ -1,8 +1,9 @@
 //! The control plane and the CLI of Enoki, as a library so that tests and benchmarks can drive the parts.
 //!
 //! Arrows run one way: `api <- store <- state <- scheduler <- controller <- main`,
-//! `state <- {dispatch, http} <- main`, `api <- cli`. ARCHITECTURE.md draws the system.
+//! `state <- dispatch <- admission <- http <- main`, `api <- cli`. ARCHITECTURE.md draws the system.
 
+pub mod admission;
 pub mod auth;
 pub mod cli;
 pub mod config;

@@ -1,5 +1,6 @@
 //! `enoki server`: the control plane's parts, put together and run until told to stop.
 
+use crate::admission::{SystemNetworks, with_default_network};
 use crate::auth::audit::Audit;
 use crate::auth::ca::Pki;
 use crate::auth::seal::Sealer;
@@ -8,7 +9,7 @@ use crate::cli::server::JoinArgs;
 use crate::config::{ServerConfig, paths};
 use crate::controller;
 use crate::dispatch::{self, Broker, Dispatch, Events, Fanout, Live};
-use crate::http::{self, App, SystemNetworks, with_default_network};
+use crate::http::{self, App};
 use crate::listen::{self, Serving, TlsListener, serve};
 use crate::peers::join::Member;
 use crate::peers::{self, Peers};

@@ -4,21 +4,18 @@ use super::App;
 use super::answer::{self, Answer};
 use super::commit::{Done, Step, commit};
 use super::edit::{self, Edit};
-use super::kinds::instance::{bury, resolve};
-use super::objects::{Managed, Options, Place, finish, key, missing, place, plan};
+use super::objects::{Managed, Options, Place, finish, place, plan};
 use super::query::{Params, if_match};
+use crate::admission::{instance, missing};
 use crate::auth::actor::Actor;
-use crate::store::Txn;
-use crate::store::keys::Key;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
 use enoki_api::decode;
-use enoki_api::instance::{Doomed, InstanceSpec, RunState, Tombstone, disk_uid};
+use enoki_api::instance::{InstanceSpec, RunState};
 use enoki_api::object::check_image_name;
-use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -112,33 +109,11 @@ async fn rebuild(
         let row = snapshot.instances.at(&at).ok_or_else(|| missing::<InstanceSpec>(snapshot, &at))?;
         edit::expect(row, expected)?;
         edit::refuse_owned(row)?;
-        let old = &row.object;
-        edit::refuse_deleting(old)?;
-        let mut new = old.clone();
-        new.spec.image = wanted.image.clone();
-        new.spec.rebuild_count += 1;
-        let txn = resolve(snapshot, &mut new, Txn::new())?;
-        new.generation += 1;
+        let (txn, new) = instance::rebuild(snapshot, row, &wanted.image)?;
         if options.dry_run {
             return Ok(Step::Nothing(plan(&app, snapshot, new)));
         }
-        let spec_key = key(Key::spec("instances", Some(&at.0), &at.1))?;
-        let txn = txn.when_unchanged(spec_key.clone(), old.revision).put(spec_key, row.encode(&new));
-        // Whether there is a disk to discard, and where, must still be so when this is written.
-        let assignment = key(Key::assignment(&at.0, &at.1))?;
-        let Some(placed) = snapshot.assignments.get(&at) else {
-            return Ok(Step::Write(txn.when_absent(assignment), old.clone()));
-        };
-        let txn = txn.when_unchanged(assignment, placed.revision);
-        let tombstone = Tombstone {
-            uid: disk_uid(&old.uid, old.spec.rebuild_count),
-            what: Doomed::Disk,
-            name: format!("{}/{}", at.0, at.1),
-            host: Some(placed.assignment.host.clone()),
-            created_at: Timestamp::now(),
-            buried_at: None,
-        };
-        Ok(Step::Write(bury(txn, &tombstone)?, old.clone()))
+        Ok(Step::Write(txn, row.object.clone()))
     })
     .await?;
     let old = match planned {

@@ -3,10 +3,9 @@
 use super::App;
 use super::answer::Answer;
 use super::commit::{Done, Step, commit};
-use super::objects::{Managed, Options, finish, key, missing, plan};
+use super::objects::{Managed, Options, finish, plan};
+use crate::admission::{changed, missing, refuse_deleting, unchanged};
 use crate::state::{At, Row};
-use crate::store::Txn;
-use crate::store::keys::Key;
 use axum::http::StatusCode;
 use enoki_api::error::{Code, Problem};
 use enoki_api::object::{Object, Spec};
@@ -45,14 +44,6 @@ pub fn refuse_owned<S: Spec>(row: &Row<S>) -> Result<(), Problem> {
     }
 }
 
-/// What is on its way out does not change any more.
-pub fn refuse_deleting<S: Spec>(object: &Object<S>) -> Result<(), Problem> {
-    match object.deleted_at {
-        Some(_) => Err(Problem::new(Code::Deleting, format!("{} is being deleted", object.key()))),
-        None => Ok(()),
-    }
-}
-
 /// Applies `change` to the object as it is, again where somebody else was faster. An equal object writes nothing.
 pub async fn run<K: Managed>(
     app: &App,
@@ -68,19 +59,15 @@ pub async fn run<K: Managed>(
         refuse_deleting(old)?;
         let mut new = change(old)?;
         edit.options.may_set(Some(&old.spec), &new.spec)?;
-        let spec_key = key(Key::spec(K::KIND.plural(), old.project.as_deref(), &at.1))?;
-        let txn = Txn::new().when_unchanged(spec_key.clone(), old.revision);
-        let txn = K::update(app, snapshot, row, &mut new, txn)?;
-        if new.spec != old.spec {
-            new.generation = old.generation + 1;
-        }
+        let txn = K::update(app, snapshot, row, &mut new, unchanged(row)?)?;
+        let txn = changed(row, &mut new, txn)?;
         if edit.options.dry_run {
             return Ok(Step::Nothing(Err(plan(app, snapshot, new))));
         }
-        if new == *old {
-            return Ok(Step::Nothing(Ok(old.uid.clone())));
-        }
-        Ok(Step::Write(txn.put(spec_key, row.encode(&new)), new))
+        Ok(match txn {
+            None => Step::Nothing(Ok(old.uid.clone())),
+            Some(txn) => Step::Write(txn, new),
+        })
     })
     .await?;
     let uid = match planned {

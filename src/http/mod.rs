@@ -20,15 +20,14 @@ mod objects;
 mod openapi;
 mod orphans;
 mod query;
-mod quota;
 mod servers;
 mod streams;
 mod wait;
 mod watch;
 
 pub use kinds::archives::take_over as take_over_archives;
-pub use kinds::project::{SystemNetworks, with_default_network};
 
+use crate::admission::SystemNetworks;
 use crate::auth::audit::Audit;
 use crate::auth::seal::Sealer;
 use crate::dispatch::{Broker, Events, Live};

@@ -5,11 +5,11 @@ use super::commit::{Done, Step, commit};
 use super::edit::{self, Edit};
 use super::query::{Params, Wait, if_match};
 use super::{App, list, wait, watch};
+use crate::admission::{Deletion, complete, known_project, made, missing, removed, unchanged, vacant};
 use crate::auth::actor::Actor;
 use crate::scheduler::Verdict;
-use crate::state::{At, Row, Snapshot, Table, encode_new};
+use crate::state::{At, Row, Snapshot, Table};
 use crate::store::Txn;
-use crate::store::keys::Key;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
@@ -19,18 +19,10 @@ use axum::{Extension, Router};
 use enoki_api::decode;
 use enoki_api::error::{Code, Problem};
 use enoki_api::merge::merge_patch;
-use enoki_api::object::{Draft, Faults, Object, Spec, Uid, check_labels, check_name};
+use enoki_api::object::{Draft, Object, Spec, Uid, check_labels, check_name};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::HashMap;
-
-/// How deleting ends.
-pub enum Deletion {
-    /// The object is gone with the transaction.
-    Done,
-    /// It stays as `deleting` until a host has confirmed.
-    Marked,
-}
 
 /// A kind that the API serves. The hooks add to a transaction what their kind needs beside its own key, and refuse
 /// what must not be; they see a snapshot that is as old as the last change, so whatever must be unique has a key of
@@ -153,40 +145,6 @@ async fn all<K: Managed>(
     list::page::<K>(&app, &project, &actor, params)
 }
 
-/// An object of a project needs the project.
-fn known_project<K: Spec>(snapshot: &Snapshot, project: &str) -> Result<(), Problem> {
-    if K::KIND.in_project() && snapshot.projects.get("", project).is_none() {
-        return Err(Problem::not_found(format!("project {project}")));
-    }
-    Ok(())
-}
-
-pub fn missing<K: Spec>(snapshot: &Snapshot, at: &At) -> Problem {
-    if let Err(problem) = known_project::<K>(snapshot, &at.0) {
-        return problem;
-    }
-    if let Err(problem) = refuse_undecodable::<K>(snapshot, at) {
-        return problem;
-    }
-    let project = if at.0.is_empty() { String::new() } else { format!("{}/", at.0) };
-    Problem::not_found(format!("{} {project}{}", K::KIND, at.1))
-}
-
-/// What stands in the store and cannot be read is not absent.
-fn refuse_undecodable<K: Spec>(snapshot: &Snapshot, at: &At) -> Result<(), Problem> {
-    let project = Some(at.0.as_str()).filter(|project| !project.is_empty());
-    let key = key(Key::spec(K::KIND.plural(), project, &at.1))?;
-    match snapshot.undecodable.get(&key) {
-        None => Ok(()),
-        Some(why) => {
-            Err(Problem::new(Code::Undecodable, format!("{key} is in the store and cannot be read: {why}"))
-                .hint(
-                    "a newer version may have written it: upgrade this server; nobody acts on it meanwhile",
-                ))
-        }
-    }
-}
-
 /// An object as users see it.
 pub fn presented<K: Managed>(app: &App, snapshot: &Snapshot, at: &At) -> Option<Object<K>> {
     let mut object = K::table(snapshot).at(at)?.object.clone();
@@ -252,12 +210,6 @@ fn draft<K: Managed>(body: &[u8], project: &str, name: Option<&str>) -> Result<(
     Ok((name, draft))
 }
 
-fn checked<K: Spec>(spec: &K) -> Result<(), Problem> {
-    let mut faults = Faults::default();
-    spec.validate(&mut faults);
-    faults.into_result()
-}
-
 async fn create<K: Managed>(
     State(app): State<App>,
     path: Place,
@@ -281,8 +233,7 @@ async fn make<K: Managed>(
     options: Options,
 ) -> Answer {
     let mut spec = draft.spec;
-    spec.fill(&at.1);
-    checked(&spec)?;
+    complete(&mut spec, &at.1)?;
     options.may_set::<K>(None, &spec)?;
     let project = Some(at.0.as_str()).filter(|project| !project.is_empty());
     let mut wanted = Object::new(project, &at.1, draft.labels.unwrap_or_default(), spec, Timestamp::now());
@@ -291,27 +242,16 @@ async fn make<K: Managed>(
         wanted.uid = uid.clone();
     }
     let planned = commit(app, &at, |snapshot| {
-        known_project::<K>(snapshot, &at.0)?;
-        if let Some(row) = K::table(snapshot).at(&at) {
-            if retry_of.as_ref() == Some(&row.object.uid) {
-                return Ok(Step::Nothing(Ok(row.object.uid.clone())));
-            }
-            return Err(taken(&row.object));
-        }
-        refuse_undecodable::<K>(snapshot, &at)?;
         let mut object = wanted.clone();
-        let mut txn = Txn::new();
-        if let Some(project) = project {
-            // Unchanged, not only present: its quota may be another.
-            let revision = snapshot.projects.get("", project).map_or(0, |row| row.object.revision);
-            txn = txn.when_unchanged(key(Key::spec("projects", None, project))?, revision);
+        if let Some(row) = K::table(snapshot).at(&at).filter(|row| retry_of.as_ref() == Some(&row.object.uid))
+        {
+            return Ok(Step::Nothing(Ok(row.object.uid.clone())));
         }
-        let spec_key = key(Key::spec(K::KIND.plural(), project, &at.1))?;
-        txn = K::create(app, snapshot, &mut object, txn.when_absent(spec_key.clone()))?;
+        let txn = K::create(app, snapshot, &mut object, vacant(snapshot, K::table(snapshot), &wanted)?)?;
         if options.dry_run {
             return Ok(Step::Nothing(Err(plan(app, snapshot, object))));
         }
-        Ok(Step::Write(txn.put(spec_key, encode_new(&object)), object))
+        Ok(Step::Write(made(&object, txn)?, object))
     })
     .await?;
     let uid = match planned {
@@ -336,19 +276,6 @@ fn idempotent_uid(key: &[u8], at: &At) -> Uid {
     let base =
         uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, format!("{}/{}", at.0, at.1).as_bytes()).to_string();
     Uid::parse(&base).map_or_else(Uid::random, |base| base.derive(&key))
-}
-
-fn taken<K: Spec>(object: &Object<K>) -> Problem {
-    if object.deleted_at.is_some() {
-        return Problem::new(Code::Deleting, format!("{} is being deleted", object.key()))
-            .hint("try again when it is gone");
-    }
-    Problem::new(Code::AlreadyExists, format!("{} exists", object.key())).holder(object.uid.to_string())
-}
-
-/// Keys are made of names that were checked, so this does not fail for what a user can send.
-pub fn key(key: Result<Key, crate::store::Error>) -> Result<String, Problem> {
-    key.map(String::from).map_err(|error| Problem::invalid_field("name", error.to_string()))
 }
 
 /// The answer to `?dry_run=true`.
@@ -393,11 +320,10 @@ async fn replace<K: Managed>(
     let change = |old: &Object<K>| {
         let mut new = old.clone();
         new.spec = draft.spec.clone();
-        new.spec.fill(&old.name);
         if let Some(labels) = &draft.labels {
             new.labels = labels.clone();
         }
-        checked(&new.spec)?;
+        complete(&mut new.spec, &old.name)?;
         Ok(new)
     };
     edit::run(&app, at, Edit { expected, options, done: StatusCode::OK }, change).await
@@ -432,10 +358,9 @@ async fn patch<K: Managed>(
         }
         let mut new = old.clone();
         new.spec = draft.spec;
-        new.spec.fill(&old.name);
         new.labels = draft.labels.unwrap_or_default();
         check_labels(&new.labels)?;
-        checked(&new.spec)?;
+        complete(&mut new.spec, &old.name)?;
         Ok(new)
     };
     let expected = if_match(&headers)?;
@@ -458,24 +383,18 @@ async fn delete<K: Managed>(
         edit::expect(row, expected)?;
         edit::refuse_owned(row)?;
         let object = &row.object;
-        let spec_key = key(Key::spec(K::KIND.plural(), object.project.as_deref(), &at.1))?;
-        let txn = Txn::new().when_unchanged(spec_key.clone(), object.revision);
+        let txn = unchanged(row)?;
         let forced = if force { K::force(&app, snapshot, row, txn.clone())? } else { None };
         let by_force = forced.is_some();
-        let (txn, deletion) = match forced {
+        let gone = match forced {
             Some(txn) => (txn, Deletion::Done),
             None if object.deleted_at.is_some() => return Ok(Step::Nothing(Ok(object.uid.clone()))),
             None => K::delete(&app, snapshot, row, txn)?,
         };
-        let mut marked = object.clone();
-        marked.deleted_at = Some(Timestamp::now());
+        let (txn, marked) = removed(row, gone)?;
         if options.dry_run {
             return Ok(Step::Nothing(Err(plan(&app, snapshot, marked))));
         }
-        let txn = match deletion {
-            Deletion::Done => txn.delete(spec_key),
-            Deletion::Marked => txn.put(spec_key, row.encode(&marked)),
-        };
         Ok(Step::Write(txn, (marked, by_force)))
     })
     .await?;

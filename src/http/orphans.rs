@@ -3,10 +3,10 @@
 use super::App;
 use super::answer::{self, Answer};
 use super::commit::{Step, commit};
-use super::kinds::network::{claimed, guarded, overlapping};
-use super::objects::key;
 use super::query::Params;
-use super::quota;
+use crate::admission::network::{guarded, overlapping};
+use crate::admission::segment::claimed;
+use crate::admission::{key, quota};
 use crate::state::{Snapshot, encode_new};
 use crate::store::Txn;
 use crate::store::keys::Key;

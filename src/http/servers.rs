@@ -3,8 +3,8 @@
 use super::App;
 use super::answer::{self, Answer};
 use super::commit::{Step, commit};
-use super::objects::key;
 use super::query::Params;
+use crate::admission::key;
 use crate::config::etcd_name;
 use crate::state::Snapshot;
 use crate::store::keys::Key;

@@ -2,8 +2,9 @@
 
 use super::App;
 use super::answer::Answer;
-use super::objects::{Place, missing, place};
+use super::objects::{Place, place};
 use super::query::Params;
+use crate::admission::missing;
 use crate::dispatch::StreamError;
 use axum::Router;
 use axum::body::{Body, Bytes};

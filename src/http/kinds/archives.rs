@@ -2,9 +2,9 @@
 //! archive goes into the registry once, after which its images are like all others and the file is removed.
 
 use super::image::settle;
+use crate::admission::key;
 use crate::http::App;
 use crate::http::commit::{Step, commit};
-use crate::http::objects::key;
 use crate::registry::Import;
 use crate::registry::archive::Room;
 use crate::state::At;

@@ -1,27 +1,14 @@
 //! Hosts: made by their agents; users label, cordon and forget them.
 
+use crate::admission::{Deletion, key, refuse_used};
 use crate::http::App;
-use crate::http::objects::{Deletion, Managed, key};
+use crate::http::objects::Managed;
 use crate::state::{Row, Snapshot, Table};
 use crate::store::Txn;
 use crate::store::keys::Key;
 use enoki_api::error::{Code, Problem};
 use enoki_api::host::{HostPhase, HostSpec};
 use enoki_api::object::Object;
-
-/// Refuses to go past a host that answers: what it confirms is better than what is supposed.
-pub fn refuse_reachable(snapshot: &Snapshot, host: &str) -> Result<(), Problem> {
-    let phase = snapshot.host_status.get(host).map(|status| status.phase);
-    match phase.filter(|_| snapshot.hosts.get("", host).is_some()) {
-        None | Some(HostPhase::Unknown | HostPhase::Lost) => Ok(()),
-        Some(HostPhase::Ready | HostPhase::Degraded) => Err(Problem::new(
-            Code::HostReachable,
-            format!("host {host} answers: nothing there is deleted by force"),
-        )
-        .holder(host)
-        .hint("delete it without force; the host confirms it in a moment")),
-    }
-}
 
 impl Managed for HostSpec {
     const MADE_BY_USERS: bool = false;
@@ -61,12 +48,13 @@ impl Managed for HostSpec {
     ) -> Result<(Txn, Deletion), Problem> {
         let name = &row.object.name;
         let here = snapshot.by_host.get(name).into_iter().flatten();
-        super::refuse_used(row.place(), here.map(|at| format!("instance {}/{}", at.0, at.1)).collect())
-            .map_err(|problem| {
+        refuse_used(row.place(), here.map(|at| format!("instance {}/{}", at.0, at.1)).collect()).map_err(
+            |problem| {
                 problem.hint(
                     "delete or force them first: `enoki delete instance NAME --force` where the host is lost",
                 )
-            })?;
+            },
+        )?;
         let phase = snapshot.host_status.get(name).map(|status| status.phase);
         if matches!(phase, Some(HostPhase::Ready | HostPhase::Degraded)) {
             return Err(Problem::new(Code::InUse, format!("host {name} is alive and would join again"))

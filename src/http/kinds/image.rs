@@ -1,12 +1,13 @@
 //! Images: made by importing bytes, never by writing a spec.
 
+use crate::admission::instance::resolve;
+use crate::admission::{Deletion, key, missing, refuse_used};
 use crate::auth::actor::Actor;
 use crate::http::App;
 use crate::http::answer::{self, Answer};
 use crate::http::commit::{Done, Step, commit};
 use crate::http::edit::{self, Edit};
-use crate::http::kinds::instance::resolve;
-use crate::http::objects::{Deletion, Managed, Options, Place, finish, key, missing, place};
+use crate::http::objects::{Managed, Options, Place, finish, place};
 use crate::http::query::{Params, if_match};
 use crate::registry::archive::{Error as Fault, Room};
 use crate::registry::{Error, Import, client};
@@ -55,7 +56,7 @@ impl Managed for ImageSpec {
         row: &Row<Self>,
         txn: Txn,
     ) -> Result<(Txn, Deletion), Problem> {
-        super::refuse_used(row.place(), users(snapshot, &row.object))?;
+        refuse_used(row.place(), users(snapshot, &row.object))?;
         Ok((txn, Deletion::Done))
     }
 

@@ -14,8 +14,6 @@ pub mod volume;
 use super::App;
 use super::objects::routes as of;
 use axum::Router;
-use enoki_api::error::{Code, Problem};
-use enoki_api::object::Key as Place;
 
 /// The routes of every kind.
 pub fn routes() -> Router<App> {
@@ -31,15 +29,4 @@ pub fn routes() -> Router<App> {
         .merge(of::<enoki_api::operation::OperationSpec>())
         .merge(image::routes())
         .merge(operation::routes())
-}
-
-/// Refuses to delete what others use, and names them.
-fn refuse_used(place: Place, users: Vec<String>) -> Result<(), Problem> {
-    if users.is_empty() {
-        return Ok(());
-    }
-    let shown: Vec<_> = users.iter().take(5).map(String::as_str).collect();
-    let more = if users.len() > 5 { format!(" and {} more", users.len() - 5) } else { String::new() };
-    Err(Problem::new(Code::InUse, format!("{place} is used by {}{more}", shown.join(", ")))
-        .holder(users[0].clone()))
 }

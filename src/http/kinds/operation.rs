@@ -1,11 +1,12 @@
 //! Operations: begun by verbs, cancelled, watched, and forgotten when they have ended.
 
+use crate::admission::{Deletion, key, missing};
 use crate::auth::actor::Actor;
 use crate::http::App;
 use crate::http::answer::{self, Answer};
 use crate::http::commit::{Done, Step, commit};
 use crate::http::edit::{self, Edit};
-use crate::http::objects::{Deletion, Managed, Options, Place, finish, key, missing, place, plan};
+use crate::http::objects::{Managed, Options, Place, finish, place, plan};
 use crate::http::query::{Params, if_match};
 use crate::state::{At, Row, Snapshot, Table, encode_new};
 use crate::store::Txn;

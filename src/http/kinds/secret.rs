@@ -1,8 +1,9 @@
 //! Secrets: sealed before they are stored, never shown again.
 
+use crate::admission::{Deletion, refuse_used};
 use crate::dispatch::orders::sealed_at;
 use crate::http::App;
-use crate::http::objects::{Deletion, Managed};
+use crate::http::objects::Managed;
 use crate::state::{Row, Snapshot, Table};
 use crate::store::Txn;
 use enoki_api::error::{Code, Problem};
@@ -43,7 +44,7 @@ impl Managed for SecretSpec {
         row: &Row<Self>,
         txn: Txn,
     ) -> Result<(Txn, Deletion), Problem> {
-        super::refuse_used(row.place(), users(snapshot, &row.object))?;
+        refuse_used(row.place(), users(snapshot, &row.object))?;
         Ok((txn, Deletion::Done))
     }
 }

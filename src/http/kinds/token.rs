@@ -1,8 +1,9 @@
 //! Tokens: made with a random secret that is told once, kept as a sealed hash.
 
+use crate::admission::Deletion;
 use crate::auth::actor;
 use crate::http::App;
-use crate::http::objects::{Deletion, Managed};
+use crate::http::objects::Managed;
 use crate::state::{Row, Snapshot, Table};
 use crate::store::Txn;
 use enoki_api::error::{Code, Problem};

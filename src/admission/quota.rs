@@ -1,7 +1,7 @@
 //! A project's quota in the transaction of what grows it: of two writes that were planned side by side, on one server
 //! or on two, one loses the compare and is planned anew with the other counted in.
 
-use super::objects::{key, missing};
+use super::object::{key, missing};
 use crate::auth::quota::{Asked, check, used};
 use crate::state::Snapshot;
 use crate::store::Txn;
