@@ -39,7 +39,7 @@ pub fn refuse_owned<S: Spec>(row: &Row<S>) -> Result<(), Problem> {
             format!("{} belongs to {} {}", row.object.key(), owner.kind, owner.name),
         )
         .holder(format!("{} {}", owner.kind, owner.name))
-        .hint("change or delete its owner")),
+        .hint(format!("change or delete that: `enoki describe {} {}`", owner.kind, owner.name))),
         None => Ok(()),
     }
 }
