@@ -20,7 +20,7 @@ YES ?=
 HOSTS ?= 3
 SERVERS ?= 1
 
-.PHONY: help setup build helpers install images up down destroy test check deny unit sweep lab lab-down vm-test bench-launch bench-propagation
+.PHONY: help setup build helpers install images images-spark up down destroy test check deny unit sweep lab lab-down vm-test bench-launch bench-propagation
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,12 @@ install: build ## put the programs into /usr/local
 images: ## build the base images (cached under /var/cache/enoki/images)
 	@deploy/images/tiny.sh
 	@deploy/images/debian.sh
+
+# Half a gigabyte and some minutes each, so `make up` does without. A cloud that is up gets them.
+images-spark: ## build an image of each version in deploy/images/spark.versions, and give them to the cloud that is up
+	@for version in $$(awk '/^[0-9]/ { print $$1 }' deploy/images/spark.versions); do deploy/images/spark.sh $$version; done
+	@if enoki image list >/dev/null 2>&1; then deploy/import-images.sh spark; else \
+		echo "no cloud is up: they are imported by the next \`make images-spark\` while there is one"; fi
 
 up: setup ## a running one-machine cloud with the instance hello
 	@$(MAKE) install

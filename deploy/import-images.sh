@@ -1,6 +1,7 @@
 #!/bin/bash
-# Gives a running cloud the base images enoki/tiny:1 and enoki/debian:12, building what is not built yet.
-# An image that is there with the same bytes is left alone, so that calling this again costs nothing.
+# Gives a running cloud the base images enoki/tiny:1 and enoki/debian:12, or with the argument `spark` an enoki/spark:VERSION
+# for each version of the catalogue, building what is not built yet. An image that is there with the same
+# bytes is left alone, so that calling this again costs nothing.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -12,10 +13,10 @@ has() {
 		[.items[] | [.. | strings]] | any(index($name) != null and any(endswith($sum)))' >/dev/null
 }
 
-# bring NAME SCRIPT
+# bring NAME SCRIPT [ARGUMENT]
 bring() {
 	local tar sum
-	tar=$("$2") || die "$1 could not be built: see above"
+	tar=$("${@:2}") || die "$1 could not be built: see above"
 	sum=$(sha256sum <"$tar" | cut -d' ' -f1)
 	if has "$1" "$sum"; then
 		return
@@ -23,5 +24,17 @@ bring() {
 	enoki image import "$1" "$tar" >&2 || die "$1 could not be imported from $tar: see above"
 }
 
-bring enoki/tiny:1 images/tiny.sh
-bring enoki/debian:12 images/debian.sh
+case "${1:-}" in
+'')
+	bring enoki/tiny:1 images/tiny.sh
+	bring enoki/debian:12 images/debian.sh
+	;;
+spark)
+	for version in $(awk '/^[0-9]/ { print $1 }' images/spark.versions); do
+		bring "enoki/spark:$version" images/spark.sh "$version"
+	done
+	;;
+*)
+	die "no images called \"$1\": nothing for the base images, or spark"
+	;;
+esac
