@@ -524,6 +524,18 @@ impl Client {
         self.socket(target, size, deadline).await
     }
 
+    /// A connection to a port of an instance: a stream of [`stream::Frame`]s.
+    pub async fn connect_to(
+        &self,
+        project: &str,
+        name: &str,
+        port: u16,
+        deadline: Duration,
+    ) -> Result<WebSocket, Error> {
+        let target = Target::object(Kind::Instance, Some(project), name).join("connect");
+        self.socket(target.query("port", &port.to_string()), None, deadline).await
+    }
+
     async fn socket(
         &self,
         mut target: Target,

@@ -325,6 +325,12 @@ pub enum StreamRequest {
         #[serde(default)]
         timestamps: bool,
     },
+    /// A TCP connection to a port of the instance, made from within its own network. `Stdin` and `Stdout` are the bytes to
+    /// and from it, `CloseStdin` ends the first; `Exit` comes when it is closed, with an error where it never was open.
+    Dial { uid: Uid, port: u16 },
+    /// Of a newer version.
+    #[serde(other)]
+    Unknown,
 }
 
 /// Columns and rows of a terminal.

@@ -15,7 +15,7 @@ use enoki_api::token::Role;
 /// Routes that need no name: how a load balancer or a new machine finds out whether this is the place.
 pub const OPEN: [&str; 3] = ["/healthz", "/readyz", "/openapi.json"];
 /// GET, and yet they act.
-const ENTERING: [&str; 2] = ["/exec", "/console"];
+pub const ENTERING: [&str; 3] = ["/exec", "/console", "/connect"];
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]

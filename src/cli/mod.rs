@@ -13,6 +13,7 @@ pub mod contexts;
 mod create;
 mod describe;
 mod failure;
+mod forward;
 mod get;
 mod image;
 mod lifecycle;
@@ -71,6 +72,7 @@ pub enum Command {
     Watch(get::Watch),
     Exec(attach::Exec),
     Console(attach::Console),
+    PortForward(forward::PortForward),
     Logs(logs::Logs),
     /// Starts stopped instances
     Start(lifecycle::Names),
@@ -158,6 +160,7 @@ async fn dispatch(cli: Cli, whole: clap::Command) -> Result<u8, Failure> {
         Command::Watch(args) => get::watch(ctx, args).await?,
         Command::Exec(args) => return attach::exec(ctx, args).await,
         Command::Console(args) => return attach::console(ctx, args).await,
+        Command::PortForward(args) => forward::forward(ctx, args).await?,
         Command::Logs(args) => logs::logs(ctx, args).await?,
         Command::Start(args) => lifecycle::act(ctx, Verb::Start, args).await?,
         Command::Stop(args) => lifecycle::act(ctx, Verb::Stop, args).await?,

@@ -12,6 +12,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use axum::routing::get;
 use enoki_api::error::{Code, Problem};
+use crate::auth::roles::ENTERING;
 use enoki_api::list::List;
 
 pub fn routes() -> Router<App> {
@@ -22,7 +23,7 @@ pub fn routes() -> Router<App> {
 /// secrets.
 pub async fn layer(State(app): State<App>, request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
-    let enters = path.ends_with("/exec") || path.ends_with("/console");
+    let enters = ENTERING.iter().any(|verb| path.ends_with(verb));
     let method = request.method().clone();
     let response = next.run(request).await;
     let reads = matches!(method, Method::GET | Method::HEAD | Method::OPTIONS) && !enters;

@@ -220,6 +220,8 @@ impl Document {
         exec.extend(terminal.clone());
         self.get(&at("exec"), "exec_instance", stream, place::<InstanceSpec>(true), &exec, None);
         self.get(&at("console"), "console_instance", stream, place::<InstanceSpec>(true), &terminal, None);
+        let port = [parameter("port", "integer", "1 to 65535.")];
+        self.get(&at("connect"), "connect_instance", stream, place::<InstanceSpec>(true), &port, None);
         let logs = [
             parameter("follow", "boolean", ""),
             parameter("tail", "integer", "The last so many lines."),

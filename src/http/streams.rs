@@ -1,4 +1,4 @@
-//! Exec, console and logs: a user's stream joined with the one that the instance's host dials back.
+//! Exec, console, logs and connections to ports: a user's stream joined with the one that the instance's host dials back.
 
 use super::App;
 use super::answer::Answer;
@@ -31,6 +31,7 @@ pub fn routes() -> Router<App> {
     Router::new()
         .route(&at("exec"), get(exec))
         .route(&at("console"), get(console))
+        .route(&at("connect"), get(connect))
         .route(&at("logs"), get(logs))
         .route("/v1/projects/{project}/stats", get(stats))
 }
@@ -108,6 +109,25 @@ async fn console(
     must_run(&path["name"], phase)?;
     let upgrade = upgrade.map_err(|_| needs_upgrade())?;
     let request = StreamRequest::Console { uid, size, term };
+    let host_side = app.broker.open(&app.live, &app.peers, &host, request).await.map_err(unreachable)?;
+    Ok(upgrade.max_message_size(MESSAGE_MAX).on_upgrade(|user| splice(user, host_side)))
+}
+
+/// Bytes to and from a port of the instance, whoever else can reach it.
+async fn connect(
+    State(app): State<App>,
+    path: Place,
+    mut params: Params,
+    upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
+) -> Answer {
+    let port = params.number("port")?;
+    params.done()?;
+    let port = port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0);
+    let port = port.ok_or_else(|| Problem::invalid_field("port", "a port is 1 to 65535"))?;
+    let (uid, host, phase) = target(&app, &path)?;
+    must_run(&path["name"], phase)?;
+    let upgrade = upgrade.map_err(|_| needs_upgrade())?;
+    let request = StreamRequest::Dial { uid, port };
     let host_side = app.broker.open(&app.live, &app.peers, &host, request).await.map_err(unreachable)?;
     Ok(upgrade.max_message_size(MESSAGE_MAX).on_upgrade(|user| splice(user, host_side)))
 }

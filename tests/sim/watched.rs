@@ -271,6 +271,10 @@ impl Machine for WatchedGround {
         self.ground.usage(uid, container, pid).await
     }
 
+    async fn dial(&self, uid: &Uid, at: Vec<std::net::SocketAddr>) -> Done<tokio::net::TcpStream> {
+        self.ground.dial(uid, at).await
+    }
+
     async fn user_data_exit_code(&self, disk: &Uid) -> Option<i64> {
         self.ground.user_data_exit_code(disk).await
     }

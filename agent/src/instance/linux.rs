@@ -18,9 +18,10 @@ use enoki_helpers::{INIT, INIT_INSIDE, NETNS, RECORDS, STATE_INSIDE, record};
 use jiff::Timestamp;
 use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use tokio::net::TcpStream;
 
 /// All of Enoki's on this host.
 const ROOT: &str = "/var/lib/enoki";
@@ -406,6 +407,10 @@ impl Machine for Linux {
             write_bytes: used.write_bytes,
             at: Timestamp::now(),
         })
+    }
+
+    async fn dial(&self, uid: &Uid, at: Vec<SocketAddr>) -> Result<TcpStream> {
+        network::dial(uid.as_str(), at).await.map_err(network_failed)
     }
 
     async fn user_data_exit_code(&self, disk: &Uid) -> Option<i64> {

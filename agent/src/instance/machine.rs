@@ -10,7 +10,9 @@ use async_trait::async_trait;
 use enoki_api::instance::{Doomed, LimitsStatus};
 use enoki_api::object::Uid;
 use enoki_api::protocol::{Order, Overlay, Usage};
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use tokio::net::TcpStream;
 
 /// Why it was not done.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +94,9 @@ pub trait Machine: Send + Sync + 'static {
 
     /// What a running container uses now.
     async fn usage(&self, uid: &Uid, container: &str, pid: u32) -> Result<Usage>;
+
+    /// A connection to the first of these addresses that listens, made from within the instance's network.
+    async fn dial(&self, uid: &Uid, at: Vec<SocketAddr>) -> Result<TcpStream>;
 
     /// None: not ended yet, or there is no script.
     async fn user_data_exit_code(&self, disk: &Uid) -> Option<i64>;

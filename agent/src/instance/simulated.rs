@@ -11,8 +11,10 @@ use enoki_api::instance::{Doomed, LimitsState, LimitsStatus, Resources};
 use enoki_api::object::Uid;
 use enoki_api::protocol::{Order, Overlay, Usage};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::net::TcpStream;
 
 /// All that a host has; public, so that a test can look and meddle.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -214,6 +216,10 @@ impl Machine for Simulated {
             write_bytes: 0,
             at: jiff::Timestamp::now(),
         })
+    }
+
+    async fn dial(&self, _uid: &Uid, _at: Vec<SocketAddr>) -> Result<TcpStream> {
+        Err(Error::new("network_unavailable", "a simulated instance listens nowhere"))
     }
 
     async fn user_data_exit_code(&self, disk: &Uid) -> Option<i64> {

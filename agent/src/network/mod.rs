@@ -18,6 +18,7 @@
 //! is no retry in here beyond one re-reading of what a concurrent operation changed.
 
 mod bridge;
+mod dial;
 mod egress;
 mod fabric;
 mod host;
@@ -43,6 +44,7 @@ use std::str::FromStr;
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
 
+pub use dial::dial;
 pub use linux::Linux;
 pub use overlay::Peers;
 pub use simulated::{Simulated, World};

@@ -1,10 +1,11 @@
-//! Streams that a user opens into this host: exec, console, logs. The agent dials each back to the server that asked.
+//! Streams that a user opens into this host: exec, console, logs, connections to a port. The agent dials each back to the server that asked.
 //!
 //! A binary message is a [`Channel`] byte and its payload. The socket itself is the backpressure: nothing is read from
 //! a program or a file before the last piece has gone. A client that goes away ends only its own attachment; the
 //! program it started goes on (as with a closed terminal of a machine, it finds its output gone).
 
 pub mod beneath;
+mod dial;
 mod exec;
 pub mod logs;
 
@@ -97,7 +98,21 @@ impl Streams {
                 let wanted = logs::Wanted { tail, since, timestamps };
                 self.logs(socket, &uid, follow, &wanted).await
             }
+            StreamRequest::Dial { uid, port } => self.dial(socket, &uid, port).await,
+            StreamRequest::Unknown => {
+                let mut socket = socket;
+                refuse(&mut socket, "the agent of its host does not know this yet: upgrade it").await
+            }
         }
+    }
+
+    async fn dial(&self, mut socket: Socket, uid: &Uid, port: u16) -> Result<(), String> {
+        let host = self.fleet.host();
+        let Some(entry) = host.ledger.get(uid).filter(|_| self.fleet.running(uid).is_some()) else {
+            return refuse(&mut socket, "the instance does not run").await;
+        };
+        let addresses = entry.order.assignment.nics.values().map(|nic| nic.address);
+        dial::serve(host.machine.as_ref(), uid, addresses, port, socket).await
     }
 
     async fn exec(&self, mut socket: Socket, uid: &Uid, request: ExecRequest) -> Result<(), String> {
