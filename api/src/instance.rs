@@ -500,8 +500,8 @@ macro_rules! choice {
             Unknown,
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl ::std::fmt::Display for $name {
+            fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
                 match serde_json::to_value(self) {
                     Ok(serde_json::Value::String(text)) => f.write_str(&text),
                     _ => f.write_str("unknown"),

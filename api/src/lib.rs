@@ -6,6 +6,7 @@
 //! typed value on the JSON it read).
 
 pub mod audit;
+pub mod cluster;
 pub mod cpuset;
 pub mod decode;
 pub mod error;
@@ -14,6 +15,7 @@ pub mod host;
 pub mod identity;
 pub mod image;
 pub mod instance;
+pub mod job;
 pub mod list;
 pub mod mac;
 pub mod merge;
@@ -36,10 +38,12 @@ pub mod stream;
 #[cfg(feature = "client")]
 pub mod tls;
 
+pub use cluster::Cluster;
 pub use error::{Code, Problem};
 pub use host::Host;
 pub use image::Image;
 pub use instance::Instance;
+pub use job::Job;
 pub use network::Network;
 pub use object::{Kind, Labels, Object, Spec, Uid};
 pub use operation::Operation;

@@ -28,13 +28,15 @@ pub enum Kind {
     Secret,
     Image,
     Instance,
+    Cluster,
+    Job,
     Token,
     Operation,
     Event,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 12] = [
         Kind::Host,
         Kind::Project,
         Kind::Network,
@@ -42,6 +44,8 @@ impl Kind {
         Kind::Secret,
         Kind::Image,
         Kind::Instance,
+        Kind::Cluster,
+        Kind::Job,
         Kind::Token,
         Kind::Operation,
         Kind::Event,
@@ -56,6 +60,8 @@ impl Kind {
             Kind::Secret => "secret",
             Kind::Image => "image",
             Kind::Instance => "instance",
+            Kind::Cluster => "cluster",
+            Kind::Job => "job",
             Kind::Token => "token",
             Kind::Operation => "operation",
             Kind::Event => "event",
@@ -71,6 +77,8 @@ impl Kind {
             Kind::Secret => "secrets",
             Kind::Image => "images",
             Kind::Instance => "instances",
+            Kind::Cluster => "clusters",
+            Kind::Job => "jobs",
             Kind::Token => "tokens",
             Kind::Operation => "operations",
             Kind::Event => "events",
@@ -81,7 +89,13 @@ impl Kind {
     pub fn in_project(self) -> bool {
         match self {
             Kind::Host | Kind::Project | Kind::Token | Kind::Operation | Kind::Event => false,
-            Kind::Network | Kind::Volume | Kind::Secret | Kind::Image | Kind::Instance => true,
+            Kind::Network
+            | Kind::Volume
+            | Kind::Secret
+            | Kind::Image
+            | Kind::Instance
+            | Kind::Cluster
+            | Kind::Job => true,
         }
     }
 }
