@@ -2,7 +2,7 @@
 
 use super::App;
 use super::answer::{self, Answer};
-use super::objects::Managed;
+use super::objects::{Managed, below, place};
 use super::query::Params;
 use crate::auth::actor::Actor;
 use crate::state::At;
@@ -14,9 +14,16 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use enoki_api::error::Problem;
 use enoki_api::list::{List, Undecodable};
 use enoki_api::object::Spec;
+use std::collections::HashMap;
 
 /// One page, in order of project and name. A page is of one revision; the next may be of a newer one.
-pub fn page<K: Managed>(app: &App, project: &str, actor: &Actor, mut params: Params) -> Answer {
+pub fn page<K: Managed>(
+    app: &App,
+    path: &HashMap<String, String>,
+    actor: &Actor,
+    mut params: Params,
+) -> Answer {
+    let (project, _) = place::<K>(path);
     let (limit, selector) = (params.page()?, params.selector()?);
     let after = params
         .take("continue")
@@ -25,10 +32,11 @@ pub fn page<K: Managed>(app: &App, project: &str, actor: &Actor, mut params: Par
         .transpose()?;
     params.done()?;
     let snapshot = app.state.snapshot();
-    let project = Some(project).filter(|_| K::KIND.in_project());
+    let project = Some(project.as_str()).filter(|_| K::KIND.in_project());
     let mut rows = K::table(&snapshot)
         .after(project, after.as_ref())
-        .filter(|row| selector.matches(&row.object.labels) && K::visible(&row.object, actor));
+        .filter(|row| selector.matches(&row.object.labels) && K::visible(&row.object, actor))
+        .filter(|row| below(&row.object.spec, path));
     let mut items = Vec::new();
     let mut last = None;
     for row in rows.by_ref().take(limit) {

@@ -19,7 +19,7 @@ use axum::{Extension, Router};
 use enoki_api::decode;
 use enoki_api::error::{Code, Problem};
 use enoki_api::merge::merge_patch;
-use enoki_api::object::{Draft, Object, Spec, Uid, check_labels, check_name};
+use enoki_api::object::{Draft, Kind, Object, Spec, Uid, check_labels, check_name};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -38,6 +38,19 @@ pub trait Managed: Spec {
     fn check_name(name: &str) -> Result<(), Problem> {
         check_name("name", name)
     }
+
+    /// A name for one that was sent without. None: it needs one.
+    fn name_one() -> Option<String> {
+        None
+    }
+
+    /// The object that it stands below in its address: a job's cluster.
+    fn parent(_spec: &Self) -> Option<&str> {
+        None
+    }
+
+    /// Takes from the address what is above it there.
+    fn put_below(_spec: &mut Self, _parent: &str) {}
 
     /// Fills in what is computed on reading.
     fn present(app: &App, snapshot: &Snapshot, object: &mut Object<Self>);
@@ -112,10 +125,20 @@ pub fn place<K: Spec>(path: &HashMap<String, String>) -> At {
     (if K::KIND.in_project() { part("project") } else { String::new() }, part("name"))
 }
 
+/// Whether an object stands where the address says, beside its name.
+pub fn below<K: Managed>(spec: &K, path: &HashMap<String, String>) -> bool {
+    path.get(PARENT).is_none_or(|asked| K::parent(spec) == Some(asked))
+}
+
+/// The part of an address that names what its objects stand below.
+pub const PARENT: &str = "cluster";
+
 /// The address of a kind's list.
 pub fn base<K: Spec>() -> String {
     let plural = K::KIND.plural();
-    if K::KIND.in_project() { format!("/v1/projects/{{project}}/{plural}") } else { format!("/v1/{plural}") }
+    if K::KIND == Kind::Job {
+        format!("/v1/projects/{{project}}/clusters/{{{PARENT}}}/{plural}")
+    } else if K::KIND.in_project() { format!("/v1/projects/{{project}}/{plural}") } else { format!("/v1/{plural}") }
 }
 
 pub fn routes<K: Managed>() -> Router<App> {
@@ -140,9 +163,9 @@ async fn all<K: Managed>(
     let (project, _) = place::<K>(&path);
     known_project::<K>(&app.state.snapshot(), &project)?;
     if params.flag("watch")? {
-        return watch::stream::<K>(app, project, actor, &headers, params).await;
+        return watch::stream::<K>(app, path.0, actor, &headers, params).await;
     }
-    list::page::<K>(&app, &project, &actor, params)
+    list::page::<K>(&app, &path, &actor, params)
 }
 
 /// An object as users see it.
@@ -156,7 +179,8 @@ async fn read<K: Managed>(State(app): State<App>, path: Place, params: Params) -
     params.done()?;
     let at = place::<K>(&path);
     let snapshot = app.state.snapshot();
-    let object = presented::<K>(&app, &snapshot, &at).ok_or_else(|| missing::<K>(&snapshot, &at))?;
+    let object = presented::<K>(&app, &snapshot, &at).filter(|object| below(&object.spec, &path));
+    let object = object.ok_or_else(|| missing::<K>(&snapshot, &at))?;
     Ok(answer::object(StatusCode::OK, &object))
 }
 
@@ -201,7 +225,7 @@ fn draft<K: Managed>(body: &[u8], project: &str, name: Option<&str>) -> Result<(
     if let Some(name) = name {
         differs("name", &draft.name, name)?;
     }
-    let name = name.map(str::to_owned).or_else(|| draft.name.clone());
+    let name = name.map(str::to_owned).or_else(|| draft.name.clone()).or_else(K::name_one);
     let name = name.ok_or_else(|| Problem::invalid_field("name", "an object needs a name"))?;
     K::check_name(&name)?;
     if let Some(labels) = &draft.labels {
@@ -220,7 +244,10 @@ async fn create<K: Managed>(
 ) -> Answer {
     let options = Options::take(actor, params)?;
     let (project, _) = place::<K>(&path);
-    let (name, draft) = draft::<K>(&answer::body(body).await?, &project, None)?;
+    let (name, mut draft) = draft::<K>(&answer::body(body).await?, &project, None)?;
+    if let Some(parent) = path.get(PARENT) {
+        K::put_below(&mut draft.spec, parent);
+    }
     make(&app, (project, name), draft, &headers, options).await
 }
 
@@ -379,7 +406,8 @@ async fn delete<K: Managed>(
     let at = place::<K>(&path);
     let expected = if_match(&headers)?;
     let planned = commit(&app, &at, |snapshot| {
-        let row = K::table(snapshot).at(&at).ok_or_else(|| missing::<K>(snapshot, &at))?;
+        let row = K::table(snapshot).at(&at).filter(|row| below(&row.object.spec, &path));
+        let row = row.ok_or_else(|| missing::<K>(snapshot, &at))?;
         edit::expect(row, expected)?;
         edit::refuse_owned(row)?;
         let object = &row.object;

@@ -2,13 +2,15 @@
 
 use super::App;
 use super::answer;
-use super::objects::{Managed, base};
+use super::objects::{Managed, PARENT, base};
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
+use enoki_api::cluster::ClusterSpec;
 use enoki_api::host::HostSpec;
 use enoki_api::image::ImageSpec;
 use enoki_api::instance::InstanceSpec;
+use enoki_api::job::JobSpec;
 use enoki_api::network::NetworkSpec;
 use enoki_api::object::{Kind, Owner, Spec};
 use enoki_api::operation::OperationSpec;
@@ -32,6 +34,8 @@ pub fn document() -> Value {
     document.kind::<SecretSpec>("Named values, sealed in the store and never shown again.");
     document.kind::<ImageSpec>("Bytes that were imported under a name.");
     document.kind::<InstanceSpec>("One VM-like container with a lasting name, address, disk and limits.");
+    document.kind::<ClusterSpec>("A master and an elastic pool of workers, all of them instances that it owns.");
+    document.kind::<JobSpec>("A program that runs on a compute cluster, with a driver that is an instance of its own.");
     document.kind::<OperationSpec>("A verb that outlives its request, with what it has done so far.");
     document.schema::<enoki_api::Problem>();
     document.schema::<Owner>();
@@ -198,6 +202,7 @@ impl Document {
         );
         self.paths.insert(at("rebuild"), json!({"parameters": place::<InstanceSpec>(true), "post": post}));
         self.operations();
+        self.jobs();
         let verdicts = json!({"type": "object", "properties": {"hosts": {"type": "array", "items": reference("Verdict")}}});
         self.get(
             &at("explain"),
@@ -222,12 +227,7 @@ impl Document {
         self.get(&at("console"), "console_instance", stream, place::<InstanceSpec>(true), &terminal, None);
         let port = [parameter("port", "integer", "1 to 65535.")];
         self.get(&at("connect"), "connect_instance", stream, place::<InstanceSpec>(true), &port, None);
-        let logs = [
-            parameter("follow", "boolean", ""),
-            parameter("tail", "integer", "The last so many lines."),
-            parameter("since", "string", "A time, or how long ago (10m)."),
-            parameter("timestamps", "boolean", ""),
-        ];
+        let logs = log_parameters();
         self.get(
             &at("logs"),
             "logs_instance",
@@ -373,6 +373,17 @@ impl Document {
         );
     }
 
+    /// The verbs of a job.
+    fn jobs(&mut self) {
+        let at = |verb: &str| format!("{}/{{name}}/{verb}", base::<JobSpec>());
+        let answers =
+            [("202", Some(reference("Job")), "Under way"), ("200", Some(reference("Job")), "Done, when it was waited for")];
+        let post = operation("kill_job", "End a job; it does not come back", &edit(), None, &answers);
+        self.paths.insert(at("kill"), json!({"parameters": place::<JobSpec>(true), "post": post}));
+        let about = "What its driver printed, as text";
+        self.get(&at("logs"), "logs_job", about, place::<JobSpec>(true), &log_parameters(), None);
+    }
+
     fn get(
         &mut self,
         path: &str,
@@ -404,7 +415,8 @@ fn place<K: Spec>(named: bool) -> Vec<Value> {
     let part =
         |name: &str| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}});
     let project = K::KIND.in_project().then(|| part("project"));
-    project.into_iter().chain(named.then(|| part("name"))).collect()
+    let parent = (K::KIND == Kind::Job).then(|| part(PARENT));
+    project.into_iter().chain(parent).chain(named.then(|| part("name"))).collect()
 }
 
 fn write() -> Vec<Value> {
@@ -429,6 +441,15 @@ fn edit() -> Vec<Value> {
     parameters.pop();
     parameters.push(json!({"name": "If-Match", "in": "header", "required": false, "description": "The revision it must still have.", "schema": {"type": "string"}}));
     parameters
+}
+
+fn log_parameters() -> [Value; 4] {
+    [
+        parameter("follow", "boolean", ""),
+        parameter("tail", "integer", "The last so many lines."),
+        parameter("since", "string", "A time, or how long ago (10m)."),
+        parameter("timestamps", "boolean", ""),
+    ]
 }
 
 /// Of a deletion: what is on a host can go without it.

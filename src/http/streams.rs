@@ -185,7 +185,7 @@ async fn splice(user: WebSocket, host: WebSocket) {
     let _ = to_host.close().await;
 }
 
-async fn logs(State(app): State<App>, path: Place, mut params: Params) -> Answer {
+pub async fn logs(State(app): State<App>, path: Place, mut params: Params) -> Answer {
     let (follow, timestamps) = (params.flag("follow")?, params.flag("timestamps")?);
     let (tail, since) = (params.number("tail")?, params.moment("since")?);
     params.done()?;

@@ -2,7 +2,7 @@
 
 use super::App;
 use super::answer::Answer;
-use super::objects::Managed;
+use super::objects::{Managed, below, place};
 use super::query::Params;
 use crate::auth::actor::Actor;
 use crate::state::{At, Batch, Cursor, Snapshot};
@@ -15,7 +15,7 @@ use enoki_api::list::Selector;
 use enoki_api::object::Object;
 use futures::stream;
 use serde_json::{Value, json};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -24,7 +24,8 @@ const BOOKMARK: Duration = Duration::from_secs(10);
 
 struct Watch {
     app: App,
-    project: String,
+    /// Of the request: which objects are meant.
+    path: HashMap<String, String>,
     actor: Actor,
     selector: Selector,
     cursor: Cursor,
@@ -34,7 +35,7 @@ struct Watch {
 /// From `from` (or `Last-Event-ID`) on; without either, first every object there is, then a bookmark, then changes.
 pub async fn stream<K: Managed>(
     app: App,
-    project: String,
+    path: HashMap<String, String>,
     actor: Actor,
     headers: &HeaderMap,
     mut params: Params,
@@ -52,7 +53,7 @@ pub async fn stream<K: Managed>(
         return Err(Problem::new(Code::StaleReplica, detail).into());
     }
     let mut watch =
-        Watch { cursor: app.state.follow(from), app, project, actor, selector, queue: VecDeque::new() };
+        Watch { cursor: app.state.follow(from), app, path, actor, selector, queue: VecDeque::new() };
     if resume.is_none() {
         watch.whole::<K>(&snapshot);
     } else if let Err(compacted) = watch.cursor.check() {
@@ -69,11 +70,13 @@ pub async fn stream<K: Managed>(
 
 impl Watch {
     fn shows<K: Managed>(&self, object: &Object<K>) -> bool {
-        self.selector.matches(&object.labels) && K::visible(object, &self.actor)
+        self.selector.matches(&object.labels)
+            && K::visible(object, &self.actor)
+            && below(&object.spec, &self.path)
     }
 
     fn whole<K: Managed>(&mut self, snapshot: &Snapshot) {
-        let project = Some(self.project.clone()).filter(|_| K::KIND.in_project());
+        let project = Some(place::<K>(&self.path).0).filter(|_| K::KIND.in_project());
         let rows = K::table(snapshot).of(project.as_deref()).filter(|row| self.shows(&row.object));
         let events = rows.filter_map(|row| put::<K>(&self.app, snapshot, &row.at(), row.object.revision));
         let events: Vec<_> = events.collect();
@@ -97,8 +100,9 @@ impl Watch {
 
     fn take<K: Managed>(&mut self, batch: &Batch) {
         let mut seen = BTreeSet::new();
+        let (project, _) = place::<K>(&self.path);
         for at in batch.keys.iter().filter_map(|key| concerned::<K>(key)) {
-            if (K::KIND.in_project() && at.0 != self.project) || !seen.insert(at.clone()) {
+            if (K::KIND.in_project() && at.0 != project) || !seen.insert(at.clone()) {
                 continue;
             }
             let matching = |snapshot: &Snapshot| {

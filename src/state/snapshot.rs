@@ -3,9 +3,11 @@
 use super::table::{At, Row, Table, at};
 use crate::store::keys::{Key, ObjectRef};
 use crate::store::{Change, KeyValue, Revision};
+use enoki_api::cluster::{ClusterSpec, ClusterStatus};
 use enoki_api::host::{Capacity, HostSpec, HostStatus};
 use enoki_api::image::ImageSpec;
 use enoki_api::instance::{AddressClaim, Assignment, InstanceSpec, InstanceStatus, Tombstone};
+use enoki_api::job::{JobSpec, JobStatus};
 use enoki_api::network::NetworkSpec;
 use enoki_api::object::{Kind, Object, Spec, Uid};
 use enoki_api::operation::{OperationSpec, OperationStatus};
@@ -17,6 +19,7 @@ use enoki_api::volume::{VolumeKind, VolumeSpec, VolumeStatus};
 use imbl::{OrdMap, OrdSet};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -33,12 +36,16 @@ pub struct Snapshot {
     pub secrets: Table<SecretSpec>,
     pub images: Table<ImageSpec>,
     pub instances: Table<InstanceSpec>,
+    pub clusters: Table<ClusterSpec>,
+    pub jobs: Table<JobSpec>,
     pub tokens: Table<TokenSpec>,
     pub operations: Table<OperationSpec>,
     pub host_status: OrdMap<String, Arc<HostStatus>>,
     pub instance_status: OrdMap<At, Arc<InstanceStatus>>,
     pub volume_status: OrdMap<At, Arc<VolumeStatus>>,
-    pub operation_status: OrdMap<String, Arc<Written>>,
+    pub operation_status: OrdMap<String, Arc<Written<OperationStatus>>>,
+    pub cluster_status: OrdMap<At, Arc<Written<ClusterRecord>>>,
+    pub job_status: OrdMap<At, Arc<Written<JobStatus>>>,
     pub assignments: OrdMap<At, Arc<Placed>>,
     /// By project, network and address.
     pub addresses: OrdMap<(String, String, IpAddr), Arc<(AddressClaim, Revision)>>,
@@ -77,11 +84,34 @@ pub struct Placed {
     pub revision: Revision,
 }
 
-/// An operation's status and the revision of its key.
+/// A status that a controller carries on, and the revision of its key.
 #[derive(Clone, Debug)]
-pub struct Written {
-    pub status: OperationStatus,
+pub struct Written<S> {
+    pub status: S,
     pub revision: Revision,
+}
+
+/// What is kept of a cluster: its status, and what only its controller needs to know from one leader to the next.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct ClusterRecord {
+    #[serde(flatten)]
+    pub status: ClusterStatus,
+    #[serde(default)]
+    pub pool: PoolRecord,
+}
+
+/// What the size of a pool of workers follows from beside what is seen now.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct PoolRecord {
+    /// Since when more workers are there than are needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub surplus_since: Option<Timestamp>,
+    /// When the pool was last made larger or smaller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed_at: Option<Timestamp>,
+    /// Workers that leave, by instance, and since when.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub draining: BTreeMap<String, Timestamp>,
 }
 
 impl Snapshot {
@@ -184,6 +214,8 @@ impl Snapshot {
             .chain(specs(&self.secrets))
             .chain(specs(&self.images))
             .chain(specs(&self.instances))
+            .chain(specs(&self.clusters))
+            .chain(specs(&self.jobs))
             .chain(specs(&self.tokens))
             .chain(specs(&self.operations))
             .chain(assignments)
@@ -263,6 +295,8 @@ impl Snapshot {
             Ok(Kind::Image) => row(&mut self.images, stored),
             Ok(Kind::Token) => row(&mut self.tokens, stored),
             Ok(Kind::Operation) => row(&mut self.operations, stored),
+            Ok(Kind::Cluster) => row(&mut self.clusters, stored),
+            Ok(Kind::Job) => row(&mut self.jobs, stored),
             Ok(Kind::Instance) => {
                 let new = Row::<InstanceSpec>::decode(&stored.value, stored.mod_revision)?;
                 let at = new.at();
@@ -291,8 +325,13 @@ impl Snapshot {
                 self.volume_status.insert(at, Arc::new(decode(stored)?));
             }
             Ok(Kind::Operation) => {
-                let written = Written { status: decode(stored)?, revision: stored.mod_revision };
-                self.operation_status.insert(object.name.clone(), Arc::new(written));
+                self.operation_status.insert(object.name.clone(), Arc::new(written(stored)?));
+            }
+            Ok(Kind::Cluster) => {
+                self.cluster_status.insert(at, Arc::new(written(stored)?));
+            }
+            Ok(Kind::Job) => {
+                self.job_status.insert(at, Arc::new(written(stored)?));
             }
             _ => {}
         }
@@ -309,6 +348,8 @@ impl Snapshot {
                     Ok(Kind::Instance) => drop(self.instance_status.remove(&at)),
                     Ok(Kind::Volume) => drop(self.volume_status.remove(&at)),
                     Ok(Kind::Operation) => drop(self.operation_status.remove(&object.name)),
+                    Ok(Kind::Cluster) => drop(self.cluster_status.remove(&at)),
+                    Ok(Kind::Job) => drop(self.job_status.remove(&at)),
                     _ => {}
                 }
             }
@@ -337,6 +378,8 @@ impl Snapshot {
             Ok(Kind::Secret) => self.secrets.remove(&at),
             Ok(Kind::Token) => self.tokens.remove(&at),
             Ok(Kind::Operation) => self.operations.remove(&at),
+            Ok(Kind::Cluster) => self.clusters.remove(&at),
+            Ok(Kind::Job) => self.jobs.remove(&at),
             Ok(Kind::Image) => self.images.remove(&at),
             Ok(Kind::Instance) => {
                 if let Some(row) = self.instances.at(&at) {
@@ -382,6 +425,10 @@ fn row<S: Spec>(table: &mut Table<S>, stored: &KeyValue) -> Result<(), String> {
 
 fn decode<T: DeserializeOwned>(stored: &KeyValue) -> Result<T, String> {
     serde_json::from_slice(&stored.value).map_err(|error| error.to_string())
+}
+
+fn written<S: DeserializeOwned>(stored: &KeyValue) -> Result<Written<S>, String> {
+    Ok(Written { status: decode(stored)?, revision: stored.mod_revision })
 }
 
 fn place(object: &ObjectRef) -> At {

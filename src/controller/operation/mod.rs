@@ -19,7 +19,7 @@ use crate::store::{Error, Txn};
 use drain::{Decision, Here, HostSeen, Seen, Stands};
 use enoki_api::host::HostPhase;
 use enoki_api::instance::{InstanceSpec, RunState};
-use enoki_api::operation::{OperationPhase, OperationSpec, OperationVerb};
+use enoki_api::operation::{OperationPhase, OperationSpec, OperationStatus, OperationVerb};
 use jiff::Timestamp;
 
 /// Carries every operation one step on that can be.
@@ -54,7 +54,7 @@ pub(super) async fn tend(leader: &Leader) {
     }
 }
 
-fn seen<'a>(snapshot: &Snapshot, row: &'a Row<OperationSpec>, stored: Option<&'a Written>) -> Seen<'a> {
+fn seen<'a>(snapshot: &Snapshot, row: &'a Row<OperationSpec>, stored: Option<&'a Written<OperationStatus>>) -> Seen<'a> {
     let spec = &row.object.spec;
     let host = snapshot.hosts.get("", &spec.host).map(|host| HostSeen {
         cordoned: host.object.spec.cordoned,
@@ -85,7 +85,7 @@ fn name(at: &At) -> String {
 fn transaction(
     snapshot: &Snapshot,
     row: &Row<OperationSpec>,
-    stored: Option<&Written>,
+    stored: Option<&Written<OperationStatus>>,
     decision: &Decision,
 ) -> Result<Txn, Error> {
     let operation = &row.object;

@@ -1,9 +1,11 @@
 //! The kinds that the API serves, each with what only it needs.
 
 pub mod archives;
+pub mod cluster;
 pub mod host;
 pub mod image;
 pub mod instance;
+pub mod job;
 pub mod network;
 pub mod operation;
 pub mod project;
@@ -25,8 +27,11 @@ pub fn routes() -> Router<App> {
         .merge(of::<enoki_api::secret::SecretSpec>())
         .merge(of::<enoki_api::image::ImageSpec>())
         .merge(of::<enoki_api::instance::InstanceSpec>())
+        .merge(of::<enoki_api::cluster::ClusterSpec>())
+        .merge(of::<enoki_api::job::JobSpec>())
         .merge(of::<enoki_api::token::TokenSpec>())
         .merge(of::<enoki_api::operation::OperationSpec>())
         .merge(image::routes())
         .merge(operation::routes())
+        .merge(job::routes())
 }

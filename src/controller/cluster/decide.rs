@@ -1,0 +1,443 @@
+//! PURE: what a cluster should have and what it has -> the next steps, and how it stands.
+
+use super::pool::{self, Worker};
+use super::view::{View, WorkerSeen};
+use crate::state::{ClusterRecord, PoolRecord};
+use enoki_api::cluster::{Cluster, ClusterPhase, WorkersStatus};
+use enoki_api::instance::Phase;
+use jiff::{SignedDuration, Timestamp};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+/// An instance of the cluster, by what it is there for.
+#[derive(Clone, Debug)]
+pub struct Member {
+    pub name: String,
+    pub role: Role,
+    pub phase: Phase,
+    /// Its own reason, where it is not what it should be.
+    pub message: Option<String>,
+    pub address: Option<Ipv4Addr>,
+    pub deleting: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Master,
+    Worker(u32),
+    Driver,
+}
+
+/// Everything that the decision follows from.
+pub struct Seen<'a> {
+    pub now: Timestamp,
+    pub cluster: &'a Cluster,
+    pub record: &'a ClusterRecord,
+    pub members: &'a [Member],
+    /// Whether there is its network, and its master's volume.
+    pub network: bool,
+    pub volume: bool,
+    /// None: nobody has looked, or what was seen is too old.
+    pub view: Option<&'a View>,
+    /// Workers that the jobs could use. None: unknown.
+    pub needed: Option<u32>,
+    /// The most of them lately; see [`pool::Needs::most`].
+    pub lately: Option<u32>,
+}
+
+/// One effect. Each is a transaction, or a word to the master, that may be repeated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    MakeNetwork,
+    MakeVolume,
+    /// The master and its first workers: all of them fit, or none is made.
+    MakeMaster,
+    MakeWorker {
+        number: u32,
+        master: Ipv4Addr,
+    },
+    /// Tells the master that it is to leave.
+    Decommission(Ipv4Addr),
+    Delete(String),
+    DeleteVolume,
+    DeleteNetwork,
+    /// The cluster's own keys: nothing else is left of it.
+    Forget,
+}
+
+/// The steps that can be taken now, and the status from now on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    pub steps: Vec<Step>,
+    pub record: ClusterRecord,
+}
+
+pub fn decide(seen: &Seen<'_>) -> Decision {
+    if seen.cluster.deleted_at.is_some() { remove(seen) } else { keep_up(seen) }
+}
+
+/// Instances first: they hold the volume and the network.
+fn remove(seen: &Seen<'_>) -> Decision {
+    let mut record = seen.record.clone();
+    record.status.phase = ClusterPhase::Deleting;
+    (record.status.reason, record.status.message) = (None, None);
+    let left: Vec<&Member> = seen.members.iter().collect();
+    let steps = if !left.is_empty() {
+        left.iter().filter(|member| !member.deleting).map(|member| Step::Delete(member.name.clone())).collect()
+    } else if seen.volume {
+        vec![Step::DeleteVolume]
+    } else if seen.network && seen.cluster.spec.network.is_none() {
+        vec![Step::DeleteNetwork]
+    } else {
+        vec![Step::Forget]
+    };
+    Decision { steps, record }
+}
+
+fn keep_up(seen: &Seen<'_>) -> Decision {
+    let mut steps = Vec::new();
+    let mut record = seen.record.clone();
+    record.status.observed_generation = seen.cluster.generation;
+    if !seen.network {
+        steps.push(Step::MakeNetwork);
+    }
+    if !seen.volume {
+        steps.push(Step::MakeVolume);
+    }
+    let master = seen.members.iter().find(|member| member.role == Role::Master);
+    let address = master.filter(|master| !master.deleting).and_then(|master| master.address);
+    if master.is_none() && steps.is_empty() {
+        steps.push(Step::MakeMaster);
+    }
+    record.status.master = address.map(super::spark::master_url);
+    let counts = match address {
+        Some(address) => workers(seen, address, &mut record.pool, &mut steps),
+        None => Counts { desired: seen.cluster.spec.workers.min, ..Counts::default() },
+    };
+    let alive = seen.view.is_some_and(|view| view.alive);
+    let bounds = &seen.cluster.spec.workers;
+    record.status.workers = WorkersStatus {
+        min: bounds.min,
+        max: bounds.max,
+        desired: counts.desired,
+        ready: counts.ready,
+        draining: counts.draining,
+    };
+    let (phase, why) = phase(seen, master, alive, &counts);
+    record.status.phase = phase;
+    (record.status.reason, record.status.message) = match why {
+        Some((reason, message)) => (Some(reason), Some(message)),
+        None => (None, None),
+    };
+    if phase == ClusterPhase::Ready {
+        record.status.ready_at.get_or_insert(seen.now);
+    }
+    Decision { steps, record }
+}
+
+#[derive(Default)]
+struct Counts {
+    desired: u32,
+    ready: u32,
+    draining: u32,
+}
+
+/// The pool: those that leave are seen off, and its size is set right.
+fn workers(seen: &Seen<'_>, master: Ipv4Addr, pool: &mut PoolRecord, steps: &mut Vec<Step>) -> Counts {
+    let spec = &seen.cluster.spec;
+    let nobody = BTreeMap::new();
+    let known = seen.view.map_or(&nobody, |view| &view.workers);
+    let members: BTreeMap<u32, &Member> = seen
+        .members
+        .iter()
+        .filter_map(|member| match member.role {
+            Role::Worker(number) => Some((number, member)),
+            Role::Master | Role::Driver => None,
+        })
+        .collect();
+    pool.draining.retain(|name, _| members.values().any(|member| member.name == *name && !member.deleting));
+    let staying: Vec<Worker> = members
+        .iter()
+        .filter(|(_, member)| !member.deleting && !pool.draining.contains_key(&member.name))
+        .map(|(number, member)| {
+            let seen_as = member.address.and_then(|address| known.get(&address));
+            let tasks = seen.view.and_then(|view| {
+                let at = member.address?;
+                Some(view.drivers.values().filter_map(|driver| driver.executors.get(&at)).sum())
+            });
+            Worker {
+                number: *number,
+                tasks: seen_as.and(tasks),
+                used: matches!(seen_as, Some(WorkerSeen::Alive { used: true })),
+            }
+        })
+        .collect();
+    let change = pool::size(spec, &staying, seen.needed, seen.lately, pool.changed_at, seen.now);
+    let free = (1..).filter(|number| !members.contains_key(number));
+    for number in free.take(change.add as usize) {
+        steps.push(Step::MakeWorker { number, master });
+    }
+    for number in &change.leave {
+        if let Some(member) = members.get(number) {
+            pool.draining.insert(member.name.clone(), seen.now);
+        }
+    }
+    // Replacing what is missing of the minimum is no change of the size.
+    let was = u32::try_from(staying.len()).unwrap_or(u32::MAX);
+    if !change.leave.is_empty() || (change.add > 0 && was >= spec.workers.min) {
+        pool.changed_at = Some(seen.now);
+    }
+    let patience =
+        SignedDuration::try_from(spec.graceful_decommission_timeout.duration()).unwrap_or(SignedDuration::MAX);
+    for (name, since) in &pool.draining {
+        let Some(member) = members.values().find(|member| member.name == *name) else { continue };
+        let late = seen.now.duration_since(*since) >= patience;
+        match leaving(seen, member) {
+            _ if late => steps.push(Step::Delete(name.clone())),
+            Leaving::Gone => steps.push(Step::Delete(name.clone())),
+            Leaving::Ask(address) => steps.push(Step::Decommission(address)),
+            Leaving::Wait => {}
+        }
+    }
+    let ready = staying.iter().filter(|worker| {
+        let address = members.get(&worker.number).and_then(|member| member.address);
+        address.is_some_and(|address| matches!(known.get(&address), Some(WorkerSeen::Alive { .. })))
+    });
+    Counts {
+        desired: change.desired.max(spec.workers.min),
+        ready: u32::try_from(ready.count()).unwrap_or(u32::MAX),
+        draining: u32::try_from(pool.draining.len()).unwrap_or(u32::MAX),
+    }
+}
+
+enum Leaving {
+    /// Nothing of it is needed any more.
+    Gone,
+    Ask(Ipv4Addr),
+    Wait,
+}
+
+/// Where a worker that leaves stands. Its process never ends by itself, and its master counts its cores as used to the end:
+/// only the drivers tell whether an executor of theirs is still there.
+fn leaving(seen: &Seen<'_>, member: &Member) -> Leaving {
+    let (Some(address), Phase::Running) = (member.address, member.phase) else { return Leaving::Gone };
+    let Some(view) = seen.view.filter(|view| view.alive) else { return Leaving::Wait };
+    match view.workers.get(&address) {
+        // It never reached its master, or has left it.
+        None => Leaving::Gone,
+        Some(WorkerSeen::Alive { .. }) => Leaving::Ask(address),
+        Some(WorkerSeen::Leaving) => {
+            let held = view.drivers.values().any(|driver| driver.executors.contains_key(&address));
+            // A driver that does not answer may have one there.
+            let drivers = seen.members.iter().filter(|member| {
+                member.role == Role::Driver && !member.deleting && member.phase == Phase::Running
+            });
+            let silent = drivers.count() > view.drivers.len();
+            if held || silent { Leaving::Wait } else { Leaving::Gone }
+        }
+    }
+}
+
+type Why = Option<(String, String)>;
+
+fn phase(seen: &Seen<'_>, master: Option<&Member>, alive: bool, counts: &Counts) -> (ClusterPhase, Why) {
+    let before = seen.record.status.phase;
+    let missing = seen.cluster.spec.workers.min.saturating_sub(counts.ready);
+    if alive && missing == 0 {
+        return (ClusterPhase::Ready, None);
+    }
+    let was_ready = seen.record.status.ready_at.is_some();
+    let faulty = seen.members.iter().find(|member| {
+        member.message.is_some() && member.role != Role::Driver && !matches!(member.phase, Phase::Running)
+    });
+    let told = |member: &Member| format!("{}: {}", member.name, member.message.as_deref().unwrap_or_default());
+    let why = match (master, faulty) {
+        (None, _) if before == ClusterPhase::Pending => None,
+        (_, Some(member)) => Some(("instance".to_owned(), told(member))),
+        (_, None) if !alive => Some(("master".to_owned(), "the master does not answer yet".to_owned())),
+        (_, None) => {
+            let min = seen.cluster.spec.workers.min;
+            Some(("workers".to_owned(), format!("{} of {min} workers are ready", counts.ready)))
+        }
+    };
+    let phase = match master {
+        _ if was_ready => ClusterPhase::Degraded,
+        None => ClusterPhase::Pending,
+        Some(master) if master.phase == Phase::Pending => ClusterPhase::Pending,
+        Some(_) => ClusterPhase::Starting,
+    };
+    (phase, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use super::super::view::{Demand, DriverSeen};
+    use enoki_api::object::Object;
+    use std::time::Instant;
+
+    fn cluster(min: u32, max: u32) -> Cluster {
+        let spec = serde_json::json!({"version": "4.0.1", "workers": {"min": min, "max": max}});
+        let spec = serde_json::from_value(spec).unwrap();
+        Object::new(Some("default"), "lake", Default::default(), spec, Timestamp::UNIX_EPOCH)
+    }
+
+    fn address(last: u8) -> Ipv4Addr {
+        Ipv4Addr::new(198, 18, 50, last)
+    }
+
+    fn member(role: Role, phase: Phase) -> Member {
+        let (name, last) = match role {
+            Role::Master => ("lake-master".to_owned(), 2),
+            Role::Worker(number) => (format!("lake-worker-{number}"), 10 + number as u8),
+            Role::Driver => ("lake-job-1".to_owned(), 100),
+        };
+        Member { name, role, phase, message: None, address: Some(address(last)), deleting: false }
+    }
+
+    fn view(workers: &[(u8, WorkerSeen)]) -> View {
+        let workers = workers.iter().map(|(last, seen)| (address(*last), *seen)).collect();
+        View { at: Instant::now(), alive: true, workers, drivers: BTreeMap::new() }
+    }
+
+    const IDLE: WorkerSeen = WorkerSeen::Alive { used: false };
+
+    struct World {
+        cluster: Cluster,
+        record: ClusterRecord,
+        members: Vec<Member>,
+        network: bool,
+        volume: bool,
+        view: Option<View>,
+        needed: Option<u32>,
+        lately: Option<u32>,
+        second: i64,
+    }
+
+    impl World {
+        fn new(min: u32, max: u32) -> Self {
+            World {
+                cluster: cluster(min, max),
+                record: ClusterRecord::default(),
+                members: Vec::new(),
+                network: true,
+                volume: true,
+                view: None,
+                needed: None,
+                lately: None,
+                second: 0,
+            }
+        }
+
+        /// One that is ready with so many workers.
+        fn ready(min: u32, max: u32, workers: u32) -> Self {
+            let mut world = World::new(min, max);
+            world.members.push(member(Role::Master, Phase::Running));
+            world.members.extend((1..=workers).map(|n| member(Role::Worker(n), Phase::Running)));
+            let seen: Vec<_> = (1..=workers).map(|n| (10 + n as u8, IDLE)).collect();
+            world.view = Some(view(&seen));
+            world
+        }
+
+        fn decide(&mut self) -> Vec<Step> {
+            let seen = Seen {
+                now: Timestamp::from_second(self.second).unwrap(),
+                cluster: &self.cluster,
+                record: &self.record,
+                members: &self.members,
+                network: self.network,
+                volume: self.volume,
+                view: self.view.as_ref(),
+                needed: self.needed,
+                lately: self.lately,
+            };
+            let decision = decide(&seen);
+            self.record = decision.record;
+            decision.steps
+        }
+
+        fn phase(&self) -> ClusterPhase {
+            self.record.status.phase
+        }
+    }
+
+    #[test]
+    fn from_nothing_to_ready() {
+        let mut world = World::new(2, 4);
+        (world.network, world.volume) = (false, false);
+        assert_eq!(world.decide(), [Step::MakeNetwork, Step::MakeVolume]);
+        (world.network, world.volume) = (true, true);
+        assert_eq!(world.decide(), [Step::MakeMaster]);
+        assert_eq!(world.phase(), ClusterPhase::Pending);
+        world.members.push(member(Role::Master, Phase::Starting));
+        let master = address(2);
+        let both = [1, 2].map(|number| Step::MakeWorker { number, master });
+        assert_eq!(world.decide(), both, "as soon as the master has an address");
+        assert_eq!(world.phase(), ClusterPhase::Starting);
+        world.members.extend([1, 2].map(|n| member(Role::Worker(n), Phase::Running)));
+        assert_eq!(world.decide(), []);
+        world.view = Some(view(&[(11, IDLE)]));
+        assert_eq!(world.decide(), []);
+        assert_eq!(world.phase(), ClusterPhase::Starting);
+        assert_eq!(world.record.status.message.as_deref(), Some("1 of 2 workers are ready"));
+        world.view = Some(view(&[(11, IDLE), (12, IDLE)]));
+        assert_eq!(world.decide(), []);
+        assert_eq!(world.phase(), ClusterPhase::Ready);
+        world.view = None;
+        world.decide();
+        assert_eq!(world.phase(), ClusterPhase::Degraded, "what was ready is degraded, not starting");
+    }
+
+    #[test]
+    fn a_lost_worker_is_replaced_under_a_free_number() {
+        let mut world = World::ready(3, 4, 3);
+        world.members[2].deleting = true;
+        assert_eq!(world.decide(), [Step::MakeWorker { number: 4, master: address(2) }]);
+    }
+
+    #[test]
+    fn a_worker_leaves_when_no_driver_has_an_executor_there() {
+        let mut world = World::ready(1, 4, 3);
+        (world.needed, world.lately) = (Some(2), Some(2));
+        assert_eq!(world.decide(), [Step::Decommission(address(13))]);
+        assert_eq!(world.record.status.workers.draining, 1);
+        assert_eq!(world.record.status.workers.ready, 2);
+        // It is asked again until its master knows.
+        assert_eq!(world.decide(), [Step::Decommission(address(13))]);
+        let mut seen = view(&[(11, IDLE), (12, IDLE), (13, WorkerSeen::Leaving)]);
+        let driver = DriverSeen { demand: Demand::Executors(2), executors: [(address(13), 1)].into() };
+        seen.drivers.insert("job-1".into(), driver);
+        world.view = Some(seen.clone());
+        world.members.push(member(Role::Driver, Phase::Running));
+        assert_eq!(world.decide(), []);
+        // A driver that does not answer may have one there; in the end patience ends.
+        seen.drivers.clear();
+        world.view = Some(seen.clone());
+        assert_eq!(world.decide(), []);
+        let waited = std::mem::replace(&mut world.second, 300);
+        assert_eq!(world.decide(), [Step::Delete("lake-worker-3".into())]);
+        world.second = waited;
+        seen.drivers.insert("job-1".into(), DriverSeen { demand: Demand::Executors(2), executors: BTreeMap::new() });
+        world.view = Some(seen);
+        assert_eq!(world.decide(), [Step::Delete("lake-worker-3".into())]);
+        world.members.retain(|member| member.name != "lake-worker-3");
+        world.decide();
+        assert_eq!(world.record.status.workers.draining, 0);
+    }
+
+    #[test]
+    fn what_is_deleted_goes_from_the_inside_out() {
+        let mut world = World::ready(1, 1, 1);
+        world.cluster.deleted_at = Some(Timestamp::UNIX_EPOCH);
+        let both = ["lake-master", "lake-worker-1"].map(|name| Step::Delete(name.into()));
+        assert_eq!(world.decide(), both);
+        world.members.iter_mut().for_each(|member| member.deleting = true);
+        assert_eq!(world.decide(), []);
+        world.members.clear();
+        assert_eq!(world.decide(), [Step::DeleteVolume]);
+        world.volume = false;
+        assert_eq!(world.decide(), [Step::DeleteNetwork]);
+        world.cluster.spec.network = Some("blue".into());
+        assert_eq!(world.decide(), [Step::Forget], "a network that was named is not its own");
+    }
+}

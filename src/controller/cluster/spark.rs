@@ -1,0 +1,308 @@
+//! PURE: Apache Spark, standalone: what its instances are, and what its pages say.
+//!
+//! The image's starts read the environment (`deploy/images/spark`). A worker is one executor: it has all of the worker's
+//! cores, and of its memory what the Java of the worker and Python leave.
+
+use super::view::{Demand, WorkerSeen};
+use enoki_api::cluster::{Cluster, ClusterSpec};
+use enoki_api::instance::{EnvValue, InstanceSpec, Mount, Nic, RestartPolicy};
+use enoki_api::job::Job;
+use enoki_api::quantity::{Bytes, Span};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+/// Where a master takes workers and drivers.
+pub const MASTER_PORT: u16 = 7077;
+/// Where a master shows itself, and takes the word that a worker is to leave.
+pub const MASTER_PAGE: u16 = 8080;
+/// Where a driver shows itself.
+pub const DRIVER_PAGE: u16 = 4040;
+/// Where the master's state, and everybody's scratch files, are.
+const STATE: &str = "/var/lib/spark";
+const OWN: &str = "/opt/enoki/spark";
+/// Processes and threads of one instance: a bound, far above what Java takes.
+const PIDS: u64 = 8192;
+const MIB: u64 = 1 << 20;
+/// Heaps of the processes that only keep books, in MiB.
+const MASTER_HEAP: u64 = 256;
+const WORKER_HEAP: u64 = 128;
+/// What the worker's own Java has resident beside its executor (216 MB were seen), in MiB.
+const WORKER_RESIDENT: u64 = 256;
+/// Of the memory for an executor, or of a driver's, the part that is heap: the rest is for what Java has beside its heap,
+/// and for Python.
+const HEAP_PART: (u64, u64) = (3, 4);
+
+/// `spark://ADDRESS:PORT` of the master at this address.
+pub fn master_url(address: Ipv4Addr) -> String {
+    format!("spark://{address}:{MASTER_PORT}")
+}
+
+/// The volume of the cluster's master.
+pub fn master_volume(cluster: &str) -> String {
+    format!("{cluster}-master")
+}
+
+/// The heap of one executor, in MiB.
+pub fn executor_heap(spec: &ClusterSpec) -> u64 {
+    part(spec.workers.memory.0 / MIB - WORKER_RESIDENT)
+}
+
+fn part(mib: u64) -> u64 {
+    mib * HEAP_PART.0 / HEAP_PART.1
+}
+
+/// The master: its state is on a volume, so that one that is started again knows its workers and apps.
+pub fn master(cluster: &Cluster, network: &str) -> InstanceSpec {
+    let mut spec = base(cluster, network, "master");
+    spec.cpus = Some(cluster.spec.master.cpus);
+    spec.memory = Some(cluster.spec.master.memory);
+    spec.mounts.insert(STATE.into(), Mount { volume: master_volume(&cluster.name), read_only: false });
+    let recovery = format!("{STATE}/recovery");
+    let mut conf = cluster.spec.spark_conf.clone();
+    conf.extend(pairs(&[
+        ("spark.deploy.recoveryMode", "FILESYSTEM"),
+        ("spark.deploy.recoveryDirectory", &recovery),
+        // Without the first, the page does not take the word; the page itself is not reached from outside the network.
+        ("spark.decommission.enabled", "true"),
+        ("spark.master.ui.decommission.allow.mode", "ALLOW"),
+        ("spark.master.rest.enabled", "false"),
+    ]));
+    environment(&mut spec, &conf, [("SPARK_DAEMON_MEMORY", format!("{MASTER_HEAP}m"))]);
+    spec
+}
+
+/// One worker of the master at this address.
+pub fn worker(cluster: &Cluster, network: &str, master: Ipv4Addr) -> InstanceSpec {
+    let mut spec = base(cluster, network, "worker");
+    spec.cpus = Some(cluster.spec.workers.cpus);
+    spec.memory = Some(cluster.spec.workers.memory);
+    spec.mounts.extend(cluster.spec.mounts.clone());
+    let mut conf = cluster.spec.spark_conf.clone();
+    conf.extend(pairs(&[("spark.decommission.enabled", "true"), ("spark.worker.cleanup.enabled", "true")]));
+    environment(
+        &mut spec,
+        &conf,
+        [
+            ("SPARK_MASTER", master_url(master)),
+            ("SPARK_WORKER_CORES", cluster.spec.cores().to_string()),
+            ("SPARK_WORKER_MEMORY", format!("{}m", executor_heap(&cluster.spec))),
+            ("SPARK_DAEMON_MEMORY", format!("{WORKER_HEAP}m")),
+        ],
+    );
+    spec
+}
+
+/// The driver of a job: ends with the job's own exit code, and is not started again by itself.
+pub fn driver(cluster: &Cluster, job: &Job, network: &str, master: Ipv4Addr) -> InstanceSpec {
+    let mut spec = base(cluster, network, "driver");
+    spec.cpus = Some(job.spec.cpus);
+    spec.memory = Some(job.spec.memory);
+    spec.restart = RestartPolicy::Never;
+    spec.mounts.extend(cluster.spec.mounts.clone());
+    let mut conf = driver_conf(&cluster.spec);
+    conf.extend(cluster.spec.spark_conf.clone());
+    conf.extend(job.spec.conf.clone());
+    // What the pool's size follows from is not for a job to change.
+    conf.insert("spark.metrics.namespace".into(), "job".into());
+    conf.insert("spark.ui.port".into(), DRIVER_PAGE.to_string());
+    conf.insert("spark.app.name".into(), conf.get("spark.app.name").cloned().unwrap_or_else(|| job.name.clone()));
+    let heap = part(job.spec.memory.0 / MIB);
+    environment(
+        &mut spec,
+        &conf,
+        [("SPARK_MASTER", master_url(master)), ("SPARK_DRIVER_MEMORY", format!("{heap}m"))],
+    );
+    spec.command = Some(submit(job));
+    spec
+}
+
+/// What a job gets where neither the cluster nor the job says otherwise.
+fn driver_conf(spec: &ClusterSpec) -> BTreeMap<String, String> {
+    let (heap, cores) = (format!("{}m", executor_heap(spec)), spec.cores().to_string());
+    let most = spec.workers.max.to_string();
+    pairs(&[
+        ("spark.executor.memory", &heap),
+        ("spark.executor.cores", &cores),
+        ("spark.dynamicAllocation.enabled", "true"),
+        ("spark.dynamicAllocation.shuffleTracking.enabled", "true"),
+        ("spark.dynamicAllocation.maxExecutors", &most),
+        // An executor that is idle gives its worker free for other jobs before the pool lets the worker go.
+        ("spark.dynamicAllocation.executorIdleTimeout", "15s"),
+        // What a worker keeps is handed on before it leaves.
+        ("spark.decommission.enabled", "true"),
+        ("spark.storage.decommission.enabled", "true"),
+        ("spark.storage.decommission.rddBlocks.enabled", "true"),
+        ("spark.storage.decommission.shuffleBlocks.enabled", "true"),
+        // By default one that has nothing left to hand on waits for 30 s before it sees so.
+        ("spark.storage.decommission.replicationReattemptInterval", "1s"),
+    ])
+}
+
+/// The words of `spark-submit` for a job whose files are in `/job`.
+fn submit(job: &Job) -> Vec<String> {
+    let at = |name: &str| format!("/job/{name}");
+    let mut words = vec![format!("{OWN}/driver")];
+    for (flag, files) in
+        [("--py-files", &job.spec.py_files), ("--jars", &job.spec.jars), ("--files", &job.spec.files)]
+    {
+        if !files.is_empty() {
+            let list: Vec<String> = files.iter().map(|file| at(&file.name)).collect();
+            words.extend([flag.to_owned(), list.join(",")]);
+        }
+    }
+    if !job.spec.packages.is_empty() {
+        words.extend(["--packages".to_owned(), job.spec.packages.join(",")]);
+    }
+    if let Some(class) = &job.spec.class {
+        words.extend(["--class".to_owned(), class.clone()]);
+    }
+    words.push(at(&job.spec.file.name));
+    words.extend(job.spec.args.iter().cloned());
+    words
+}
+
+/// What all of a cluster's instances have in common.
+fn base(cluster: &Cluster, network: &str, role: &str) -> InstanceSpec {
+    let mut spec = InstanceSpec::new(&cluster.spec.image());
+    spec.command = Some(vec![format!("{OWN}/{role}")]);
+    spec.nics = BTreeMap::from([("eth0".to_owned(), Nic { network: network.to_owned(), ..Nic::default() })]);
+    spec.pids = Some(PIDS);
+    spec.placement = cluster.spec.placement.clone();
+    spec.priority = cluster.spec.priority;
+    spec.stop_grace = Span(10_000);
+    spec
+}
+
+fn environment<const N: usize>(
+    spec: &mut InstanceSpec,
+    conf: &BTreeMap<String, String>,
+    more: [(&str, String); N],
+) {
+    let lines: Vec<String> = conf.iter().map(|(key, value)| format!("{key} {}", escaped(value))).collect();
+    spec.env.insert("SPARK_CONF".into(), EnvValue::Plain(lines.join("\n")));
+    spec.env.extend(more.map(|(key, value)| (key.to_owned(), EnvValue::Plain(value))));
+}
+
+/// A value in a file of Java properties.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\")
+}
+
+fn pairs(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
+/// A master's `/json/`, as far as it matters here.
+#[derive(Debug, Deserialize)]
+struct MasterPage {
+    #[serde(default)]
+    workers: Vec<WorkerLine>,
+    #[serde(default)]
+    status: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct WorkerLine {
+    host: String,
+    state: String,
+    #[serde(default)]
+    coresused: u32,
+}
+
+/// What a master says: whether it leads (one that recovers does not yet), and its workers by address. One that was seen
+/// under several identities counts by its newest state, which stands last; the dead ones are nobody.
+pub fn read_master(page: &[u8]) -> Result<(bool, BTreeMap<Ipv4Addr, WorkerSeen>), String> {
+    let page: MasterPage = serde_json::from_slice(page).map_err(|error| error.to_string())?;
+    let mut workers = BTreeMap::new();
+    for line in &page.workers {
+        let Ok(address) = line.host.parse() else { continue };
+        let seen = match line.state.as_str() {
+            "ALIVE" => WorkerSeen::Alive { used: line.coresused > 0 },
+            "DECOMMISSIONED" => WorkerSeen::Leaving,
+            _ => continue,
+        };
+        let slot = workers.entry(address).or_insert(seen);
+        if matches!(seen, WorkerSeen::Alive { .. }) {
+            *slot = seen;
+        }
+    }
+    Ok((page.status == "ALIVE", workers))
+}
+
+/// The path that asks the master to let a worker go.
+pub fn decommission_path(worker: Ipv4Addr) -> String {
+    format!("/workers/kill/?host={worker}")
+}
+
+/// The gauge that says how many executors the driver could use at once, whatever it has asked for so far.
+const NEEDED: &str = "job.driver.ExecutorAllocationManager.executors.numberMaxNeededExecutors";
+
+/// A driver's `/metrics/json/`: how many executors it could use. None: it does not say, for dynamic allocation is off.
+pub fn read_gauges(page: &[u8]) -> Result<Option<u32>, String> {
+    let page: serde_json::Value = serde_json::from_slice(page).map_err(|error| error.to_string())?;
+    let value = page.get("gauges").and_then(|gauges| gauges.get(NEEDED)).and_then(|gauge| gauge.get("value"));
+    Ok(value.and_then(serde_json::Value::as_u64).map(|value| u32::try_from(value).unwrap_or(u32::MAX)))
+}
+
+/// The id of a driver's one application, of `/api/v1/applications`.
+pub fn read_application(page: &[u8]) -> Result<Option<String>, String> {
+    #[derive(Deserialize)]
+    struct Application {
+        id: String,
+    }
+    let all: Vec<Application> = serde_json::from_slice(page).map_err(|error| error.to_string())?;
+    Ok(all.into_iter().next().map(|application| application.id))
+}
+
+/// A driver's `.../executors`: on which workers it has one, and with how many tasks.
+pub fn read_executors(page: &[u8]) -> Result<BTreeMap<Ipv4Addr, u32>, String> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Executor {
+        id: String,
+        host_port: String,
+        is_active: bool,
+        #[serde(default)]
+        active_tasks: u32,
+    }
+    let all: Vec<Executor> = serde_json::from_slice(page).map_err(|error| error.to_string())?;
+    let there = all.into_iter().filter(|executor| executor.is_active && executor.id != "driver");
+    let placed = there.filter_map(|executor| {
+        let (host, _) = executor.host_port.rsplit_once(':')?;
+        Some((host.parse().ok()?, executor.active_tasks))
+    });
+    Ok(placed.collect())
+}
+
+/// A driver's `.../stages?status=active`: how many tasks are not done. Of a driver without dynamic allocation, its need.
+pub fn read_stages(page: &[u8]) -> Result<u32, String> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Stage {
+        num_tasks: u32,
+        num_complete_tasks: u32,
+    }
+    let all: Vec<Stage> = serde_json::from_slice(page).map_err(|error| error.to_string())?;
+    Ok(all.iter().map(|stage| stage.num_tasks.saturating_sub(stage.num_complete_tasks)).sum())
+}
+
+/// The workers that a job could use: executors of its own size on workers of the cluster's.
+pub fn workers_wanted(spec: &ClusterSpec, job: &Job, demand: &Demand) -> u32 {
+    let conf = |key: &str| job.spec.conf.get(key).or_else(|| spec.spark_conf.get(key));
+    let number = |key: &str| conf(key).and_then(|text| text.parse::<u32>().ok()).filter(|number| *number > 0);
+    let (own, cores) = (spec.cores().max(1), number("spark.executor.cores").unwrap_or(spec.cores()).max(1));
+    let wanted = match *demand {
+        Demand::Executors(executors) => executors.saturating_mul(cores).div_ceil(own),
+        Demand::Tasks(tasks) => tasks.saturating_mul(number("spark.task.cpus").unwrap_or(1)).div_ceil(own),
+    };
+    match number("spark.cores.max") {
+        Some(most) => wanted.min(most.div_ceil(own)),
+        None => wanted,
+    }
+}
+
+/// How much memory a worker has for its executor, for messages.
+pub fn executor_memory(spec: &ClusterSpec) -> Bytes {
+    Bytes(executor_heap(spec) * MIB)
+}

@@ -1,0 +1,131 @@
+//! Jobs: submitted to a cluster, killed, and forgotten when they have ended.
+
+use crate::auth::actor::Actor;
+use crate::http::App;
+use crate::http::answer::Answer;
+use crate::http::edit::{self, Edit};
+use crate::admission::{Deletion, key, missing, refuse_deleting};
+use crate::http::objects::{Managed, Options, PARENT, Place, base, below, place, presented};
+use crate::http::query::{Params, if_match};
+use crate::http::streams;
+use crate::state::{Row, Snapshot, Table};
+use crate::store::Txn;
+use crate::store::keys::Key;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::routing::{get, post};
+use axum::{Extension, Router};
+use enoki_api::cluster::ClusterSpec;
+use enoki_api::error::{Code, Problem};
+use enoki_api::job::JobSpec;
+use enoki_api::object::{Object, Uid};
+
+pub fn routes() -> Router<App> {
+    let at = |verb: &str| format!("{}/{{name}}/{verb}", base::<JobSpec>());
+    Router::new().route(&at("kill"), post(kill)).route(&at("logs"), get(logs))
+}
+
+impl Managed for JobSpec {
+    const CHANGED_BY_USERS: bool = false;
+
+    fn table(snapshot: &Snapshot) -> &Table<Self> {
+        &snapshot.jobs
+    }
+
+    fn name_one() -> Option<String> {
+        Some(format!("job-{}", &Uid::random().hex()[..10]))
+    }
+
+    fn parent(spec: &Self) -> Option<&str> {
+        Some(&spec.cluster)
+    }
+
+    fn put_below(spec: &mut Self, parent: &str) {
+        spec.cluster = parent.to_owned();
+    }
+
+    fn present(_app: &App, snapshot: &Snapshot, job: &mut Object<Self>) {
+        let at = (job.project.clone().unwrap_or_default(), job.name.clone());
+        if let Some(stored) = snapshot.job_status.get(&at) {
+            job.status = stored.status.clone();
+        }
+    }
+
+    fn create(_app: &App, snapshot: &Snapshot, job: &mut Object<Self>, txn: Txn) -> Result<Txn, Problem> {
+        let project = job.project.clone().unwrap_or_default();
+        let at = (project, job.spec.cluster.clone());
+        let cluster = snapshot.clusters.at(&at).ok_or_else(|| missing::<ClusterSpec>(snapshot, &at))?;
+        refuse_deleting(&cluster.object)?;
+        // One that is deleted meanwhile takes no more.
+        Ok(txn.when_unchanged(key(Key::spec("clusters", Some(&at.0), &at.1))?, cluster.object.revision))
+    }
+
+    fn update(
+        _app: &App,
+        snapshot: &Snapshot,
+        old: &Row<Self>,
+        _new: &mut Object<Self>,
+        txn: Txn,
+    ) -> Result<Txn, Problem> {
+        match snapshot.job_status.get(&old.at()).filter(|stored| stored.status.ended()) {
+            Some(stored) if !old.object.spec.killed => {
+                let detail = format!("{} has ended: {}", old.place(), stored.status.phase);
+                Err(Problem::new(Code::NotRunning, detail))
+            }
+            Some(_) | None => Ok(txn),
+        }
+    }
+
+    fn delete(
+        _app: &App,
+        _snapshot: &Snapshot,
+        _row: &Row<Self>,
+        txn: Txn,
+    ) -> Result<(Txn, Deletion), Problem> {
+        Ok((txn, Deletion::Marked))
+    }
+
+    fn phase(job: &Object<Self>) -> Option<String> {
+        Some(job.status.phase.to_string())
+    }
+
+    fn settled(job: &Object<Self>) -> bool {
+        job.status.ended()
+    }
+}
+
+/// Ends the job: its driver is stopped, and its executors with it.
+async fn kill(
+    State(app): State<App>,
+    path: Place,
+    headers: HeaderMap,
+    Extension(actor): Extension<Actor>,
+    params: Params,
+) -> Answer {
+    let options = Options::take(actor, params)?;
+    let done = if options.wait.is_some() || options.dry_run { StatusCode::OK } else { StatusCode::ACCEPTED };
+    let edit = Edit { expected: if_match(&headers)?, options, done };
+    let at = place::<JobSpec>(&path);
+    edit::run::<JobSpec>(&app, at.clone(), edit, |old| {
+        if !below(&old.spec, &path) {
+            return Err(missing::<JobSpec>(&app.state.snapshot(), &at));
+        }
+        let mut new = old.clone();
+        new.spec.killed = true;
+        Ok(new)
+    })
+    .await
+}
+
+/// What its driver printed.
+async fn logs(State(app): State<App>, Path(mut path): Place, params: Params) -> Answer {
+    let at = place::<JobSpec>(&path);
+    let job = presented::<JobSpec>(&app, &app.state.snapshot(), &at).filter(|job| below(&job.spec, &path));
+    let job = job.ok_or_else(|| missing::<JobSpec>(&app.state.snapshot(), &at))?;
+    let driver = job.status.driver.ok_or_else(|| {
+        Problem::new(Code::NotRunning, format!("{} has not begun: nothing was printed yet", job.name))
+    })?;
+    path.remove(PARENT);
+    path.insert("name".into(), driver);
+    streams::logs(State(app), Path(path), params).await
+}
