@@ -7,7 +7,7 @@ use crate::auth::seal::Sealer;
 use crate::cli::contexts::read_token;
 use crate::cli::server::JoinArgs;
 use crate::config::{ServerConfig, paths};
-use crate::controller;
+use crate::controller::{self, Ways};
 use crate::dispatch::{self, Broker, Dispatch, Events, Fanout, Live};
 use crate::http::{self, App};
 use crate::listen::{self, Serving, TlsListener, serve};
@@ -78,6 +78,7 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> anyhow::Resul
         audit.clone(),
         Fingerprint::of(&CertificateDer::from_pem_file(pki.ca()).context("the CA's certificate")?),
     );
+    let ways = Ways { broker: broker.clone(), live: live.clone(), peers: peers.clone() };
     let etcd_peer = config.etcd_peer();
     let fanout = Fanout::default();
     let agents = dispatch::router(Dispatch {
@@ -107,7 +108,8 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> anyhow::Resul
             Some((listener, serving))
         }
     };
-    let context = controller::Context { store: store.clone(), state: state.clone(), live, events, policy };
+    let context =
+        controller::Context { store: store.clone(), state: state.clone(), live, events, policy, networks, ways };
 
     let parts = async {
         let feed = state::feed(state.clone(), store.clone(), stop.clone());

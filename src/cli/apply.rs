@@ -98,9 +98,11 @@ fn order(kind: Kind) -> u8 {
         Kind::Network => 4,
         Kind::Image => 5,
         Kind::Instance => 6,
-        Kind::Token => 7,
-        Kind::Operation => 8,
-        Kind::Event => 9,
+        Kind::Cluster => 7,
+        Kind::Job => 8,
+        Kind::Token => 9,
+        Kind::Operation => 10,
+        Kind::Event => 11,
     }
 }
 

@@ -11,7 +11,8 @@ use enoki_api::event::Event;
 use enoki_api::instance::{EnvValue, LimitsState, Phase};
 use enoki_api::operation::Step;
 use enoki_api::project::Resource;
-use enoki_api::{Host, Image, Instance, Kind, Labels, Network, Operation, Project, Secret, Token, Volume};
+use enoki_api::job::JobFile;
+use enoki_api::{Cluster, Host, Image, Instance, Job, Kind, Labels, Network, Operation, Project, Secret, Token, Volume};
 use serde_json::Value;
 
 /// Shows all that is known of an object, with its events
@@ -67,6 +68,8 @@ async fn sheet(ctx: &Context, kind: Kind, name: &str, object: &Value) -> Result<
         Kind::Secret => secret_sheet(&mut sheet, &decode(object)?),
         Kind::Image => image_sheet(&mut sheet, &decode(object)?),
         Kind::Project => project_sheet(&mut sheet, &decode(object)?),
+        Kind::Cluster => cluster_sheet(&mut sheet, &decode(object)?),
+        Kind::Job => job_sheet(&mut sheet, &decode(object)?),
         Kind::Token => token_sheet(&mut sheet, &decode(object)?),
         Kind::Operation => operation_sheet(&mut sheet, &decode(object)?),
         Kind::Event => {}
@@ -339,6 +342,69 @@ fn operation_sheet(sheet: &mut Sheet, operation: &Operation) {
         for line in output::render(&["AT", "STEP", "INSTANCE", "MESSAGE"], rows, false).lines() {
             sheet.text(line);
         }
+    }
+}
+
+fn cluster_sheet(sheet: &mut Sheet, cluster: &Cluster) {
+    let (spec, status) = (&cluster.spec, &cluster.status);
+    sheet.field("Engine", format!("{} {}", spec.engine, spec.version));
+    sheet.field("Phase", status.phase);
+    sheet.maybe("Reason", &status.reason);
+    sheet.maybe("Message", &status.message);
+    sheet.maybe("Master", &status.master);
+    sheet.field("Network", spec.network.as_deref().unwrap_or("its own"));
+    let workers = &status.workers;
+    sheet.heading("Workers");
+    sheet.field("Ready", format!("{} of {} wanted, {} leaving", workers.ready, workers.desired, workers.draining));
+    sheet.field("Bounds", format!("{} to {}", spec.workers.min, spec.workers.max));
+    sheet.field("Each", format!("{} cpus, {} of memory", spec.workers.cpus, spec.workers.memory));
+    sheet.field("Leave after", format!("{} idle, with {} to do so", spec.idle, spec.graceful_decommission_timeout));
+    sheet.field(
+        "Steps",
+        format!("up by {}, down by {}, at least {} apart", spec.scale_up_factor, spec.scale_down_factor, spec.cooldown),
+    );
+    if !spec.mounts.is_empty() {
+        sheet.heading("Mounts");
+        for (path, mount) in &spec.mounts {
+            sheet.field(path, format!("volume {}{}", mount.volume, if mount.read_only { ", read-only" } else { "" }));
+        }
+    }
+    if !spec.spark_conf.is_empty() {
+        sheet.heading("Settings");
+        for (key, value) in &spec.spark_conf {
+            sheet.field(key, value);
+        }
+    }
+}
+
+fn job_sheet(sheet: &mut Sheet, job: &Job) {
+    let (spec, status) = (&job.spec, &job.status);
+    sheet.field("Cluster", &spec.cluster);
+    let killed = if spec.killed && !status.ended() { ", being killed" } else { "" };
+    sheet.field("Phase", format!("{}{killed}", status.phase));
+    sheet.maybe("Reason", &status.reason);
+    sheet.maybe("Message", &status.message);
+    sheet.maybe("Exit code", &status.exit_code);
+    sheet.field("Attempts", format!("{} of {}", status.attempts, spec.retries + 1));
+    sheet.maybe("Driver", &status.driver.as_ref().map(|name| format!("instance/{name}")));
+    sheet.maybe("Started", &status.started_at);
+    sheet.maybe("Ended", &status.ended_at);
+    sheet.heading("Program");
+    sheet.field("File", &spec.file.name);
+    if !spec.args.is_empty() {
+        sheet.field("Arguments", spec.args.join(" "));
+    }
+    let names = |files: &[JobFile]| files.iter().map(|file| file.name.as_str()).collect::<Vec<_>>().join(", ");
+    for (what, files) in [("Modules", &spec.py_files), ("Archives", &spec.jars), ("Files", &spec.files)] {
+        if !files.is_empty() {
+            sheet.field(what, names(files));
+        }
+    }
+    if !spec.packages.is_empty() {
+        sheet.field("Packages", spec.packages.join(", "));
+    }
+    for (key, value) in &spec.conf {
+        sheet.field(key, value);
     }
 }
 

@@ -7,7 +7,7 @@ use enoki_api::event::Event;
 use enoki_api::host::HostPhase;
 use enoki_api::project::Resource;
 use enoki_api::quantity::{Bytes, MilliCpu};
-use enoki_api::{Host, Image, Instance, Kind, Network, Operation, Project, Secret, Token, Volume};
+use enoki_api::{Cluster, Host, Image, Instance, Job, Kind, Network, Operation, Project, Secret, Token, Volume};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -24,6 +24,8 @@ pub fn show(kind: Kind, items: &[Value], format: Format) -> Result<(), Failure> 
         Kind::Secret => rows(items, SECRET, secret)?,
         Kind::Image => rows(items, IMAGE, image)?,
         Kind::Project => rows(items, PROJECT, project)?,
+        Kind::Cluster => rows(items, CLUSTER, cluster)?,
+        Kind::Job => rows(items, JOB, job)?,
         Kind::Token => rows(items, TOKEN, token)?,
         Kind::Operation => rows(items, OPERATION, operation)?,
         Kind::Event => rows(items, EVENT, event)?,
@@ -56,6 +58,14 @@ const IMAGE: Header = (&["NAME", "SIZE", "USED-BY", "AGE"], &["DIGEST", "HOSTS",
 const PROJECT: Header = (
     &["NAME", "INSTANCES", "NETWORKS", "VOLUMES", "AGE"],
     &["CPUS", "MEMORY", "PIDS", "DISK", "DESCRIPTION", "LABELS", "UID"],
+);
+const CLUSTER: Header = (
+    &["NAME", "PHASE", "VERSION", "WORKERS", "DESIRED", "DRAINING", "MIN..MAX", "AGE"],
+    &["CPUS", "MEMORY", "MASTER", "REASON", "LABELS", "UID"],
+);
+const JOB: Header = (
+    &["NAME", "CLUSTER", "PHASE", "EXIT-CODE", "FILE", "TOOK", "AGE"],
+    &["ATTEMPTS", "DRIVER", "REASON", "UID"],
 );
 const TOKEN: Header = (&["NAME", "ROLE", "PROJECTS", "EXPIRES", "AGE"], &["LABELS", "UID"]);
 const OPERATION: Header = (&["NAME", "VERB", "HOST", "PHASE", "DONE", "REASON", "AGE"], &["MESSAGE", "UID"]);
@@ -119,6 +129,48 @@ fn host(object: &Host) -> Vec<String> {
         of(status.granted.pids.to_string(), has.pids.to_string()),
         text(&status.reason),
         labels(&object.labels),
+        object.uid.to_string(),
+    ]
+}
+
+fn cluster(object: &Cluster) -> Vec<String> {
+    let (spec, status) = (&object.spec, &object.status);
+    let workers = &status.workers;
+    vec![
+        object.name.clone(),
+        status.phase.to_string(),
+        format!("{} {}", spec.engine, spec.version),
+        workers.ready.to_string(),
+        workers.desired.to_string(),
+        workers.draining.to_string(),
+        format!("{}..{}", spec.workers.min, spec.workers.max),
+        age(object.created_at),
+        spec.workers.cpus.to_string(),
+        spec.workers.memory.to_string(),
+        text(&status.master),
+        text(&status.reason),
+        labels(&object.labels),
+        object.uid.to_string(),
+    ]
+}
+
+fn job(object: &Job) -> Vec<String> {
+    let (spec, status) = (&object.spec, &object.status);
+    let took = status.started_at.map(|from| {
+        let until = status.ended_at.unwrap_or_else(Timestamp::now);
+        format!("{}s", until.duration_since(from).as_secs().max(0))
+    });
+    vec![
+        object.name.clone(),
+        spec.cluster.clone(),
+        status.phase.to_string(),
+        text(&status.exit_code),
+        spec.file.name.clone(),
+        text(&took),
+        age(object.created_at),
+        status.attempts.to_string(),
+        text(&status.driver),
+        text(&status.reason),
         object.uid.to_string(),
     ]
 }

@@ -5,11 +5,13 @@
 //! trusts what woke it. Every write compares the election's fence, so what a leader that lost its lease still sends
 //! is refused by the store.
 
+mod cluster;
 mod gc;
 mod host;
 mod instance;
 mod operation;
 
+use crate::admission::SystemNetworks;
 use crate::dispatch::{Events, Live};
 use crate::scheduler::Policy;
 use crate::state::{self, At, State};
@@ -19,6 +21,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+
+pub use cluster::Ways;
 
 /// The election of the leader.
 pub const ELECTION: &str = "leader";
@@ -48,6 +52,9 @@ pub struct Context {
     pub live: Live,
     pub events: Events,
     pub policy: Policy,
+    /// How the networks are that clusters get.
+    pub networks: SystemNetworks,
+    pub ways: Ways,
 }
 
 /// Stands for election for as long as the server runs, and leads whenever it is elected.
@@ -89,7 +96,7 @@ async fn lead(context: &Context, pace: Pace, leadership: Leadership, stop: &Canc
     let work = async {
         while !context.state.reached(leadership.revision(), CATCH_UP).await {}
         context.live.lead(context.state.snapshot().hosts.len());
-        leader.run().await
+        tokio::join!(leader.run(), cluster::run(&leader));
     };
     // Cancel-safe: every effect is one transaction that applies whole or not at all.
     tokio::select! {

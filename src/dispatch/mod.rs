@@ -12,6 +12,7 @@
 
 mod access;
 mod broker;
+mod dial;
 mod events;
 mod fanout;
 mod join;

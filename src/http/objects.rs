@@ -19,7 +19,7 @@ use axum::{Extension, Router};
 use enoki_api::decode;
 use enoki_api::error::{Code, Problem};
 use enoki_api::merge::merge_patch;
-use enoki_api::object::{Draft, Kind, Object, Spec, Uid, check_labels, check_name};
+use enoki_api::object::{Draft, Object, Spec, Uid, check_labels, check_name};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -136,12 +136,15 @@ pub const PARENT: &str = "cluster";
 /// The address of a kind's list.
 pub fn base<K: Spec>() -> String {
     let plural = K::KIND.plural();
-    if K::KIND == Kind::Job {
-        format!("/v1/projects/{{project}}/clusters/{{{PARENT}}}/{plural}")
-    } else if K::KIND.in_project() { format!("/v1/projects/{{project}}/{plural}") } else { format!("/v1/{plural}") }
+    if K::KIND.in_project() { format!("/v1/projects/{{project}}/{plural}") } else { format!("/v1/{plural}") }
 }
 
 pub fn routes<K: Managed>() -> Router<App> {
+    routes_at::<K>(&base::<K>())
+}
+
+/// The routes of a kind at another address than its own: below [`PARENT`].
+pub fn routes_at<K: Managed>(base: &str) -> Router<App> {
     let mut all: MethodRouter<App> = get(all::<K>);
     let mut one: MethodRouter<App> = get(read::<K>).delete(delete::<K>);
     if K::MADE_BY_USERS {
@@ -150,7 +153,7 @@ pub fn routes<K: Managed>() -> Router<App> {
     if K::CHANGED_BY_USERS {
         one = one.patch(patch::<K>).put(replace::<K>);
     }
-    Router::new().route(&base::<K>(), all).route(&format!("{}/{{name}}", base::<K>()), one)
+    Router::new().route(base, all).route(&format!("{base}/{{name}}"), one)
 }
 
 async fn all<K: Managed>(

@@ -2,6 +2,7 @@
 
 use super::App;
 use super::answer;
+use super::kinds::job::BELOW;
 use super::objects::{Managed, PARENT, base};
 use axum::Router;
 use axum::http::StatusCode;
@@ -382,6 +383,22 @@ impl Document {
         self.paths.insert(at("kill"), json!({"parameters": place::<JobSpec>(true), "post": post}));
         let about = "What its driver printed, as text";
         self.get(&at("logs"), "logs_job", about, place::<JobSpec>(true), &log_parameters(), None);
+        // All of it once more below the cluster.
+        let own: Vec<(String, Value)> = self.paths.iter().filter_map(|(path, value)| {
+            Some((format!("{BELOW}{}", path.strip_prefix(&base::<JobSpec>())?), value.clone()))
+        }).collect();
+        for (path, mut value) in own {
+            if let Some(parameters) = value["parameters"].as_array_mut() {
+                let part = json!({"name": PARENT, "in": "path", "required": true, "schema": {"type": "string"}});
+                parameters.insert(1, part);
+            }
+            for (_, operation) in value.as_object_mut().into_iter().flatten() {
+                if let Some(id) = operation["operationId"].as_str() {
+                    operation["operationId"] = json!(format!("{id}_of_cluster"));
+                }
+            }
+            self.paths.insert(path, value);
+        }
     }
 
     fn get(
@@ -415,8 +432,7 @@ fn place<K: Spec>(named: bool) -> Vec<Value> {
     let part =
         |name: &str| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}});
     let project = K::KIND.in_project().then(|| part("project"));
-    let parent = (K::KIND == Kind::Job).then(|| part(PARENT));
-    project.into_iter().chain(parent).chain(named.then(|| part("name"))).collect()
+    project.into_iter().chain(named.then(|| part("name"))).collect()
 }
 
 fn write() -> Vec<Value> {

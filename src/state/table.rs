@@ -89,7 +89,7 @@ impl<S: Spec> Table<S> {
         &'a self,
         project: Option<&'a str>,
         at: Option<&At>,
-    ) -> impl Iterator<Item = &'a Arc<Row<S>>> {
+    ) -> impl Iterator<Item = &'a Arc<Row<S>>> + use<'a, S> {
         let first = (project.unwrap_or_default().to_owned(), String::new());
         let from = match at {
             Some(at) => Bound::Excluded(at.clone()),

@@ -5,7 +5,7 @@ use crate::http::App;
 use crate::http::answer::Answer;
 use crate::http::edit::{self, Edit};
 use crate::admission::{Deletion, key, missing, refuse_deleting};
-use crate::http::objects::{Managed, Options, PARENT, Place, base, below, place, presented};
+use crate::http::objects::{Managed, Options, PARENT, Place, base, below, place, presented, routes_at};
 use crate::http::query::{Params, if_match};
 use crate::http::streams;
 use crate::state::{Row, Snapshot, Table};
@@ -20,9 +20,15 @@ use enoki_api::error::{Code, Problem};
 use enoki_api::job::JobSpec;
 use enoki_api::object::{Object, Uid};
 
+/// Below its cluster, where a job is submitted; a project's jobs are also together under its own address.
+pub const BELOW: &str = "/v1/projects/{project}/clusters/{cluster}/jobs";
+
 pub fn routes() -> Router<App> {
-    let at = |verb: &str| format!("{}/{{name}}/{verb}", base::<JobSpec>());
-    Router::new().route(&at("kill"), post(kill)).route(&at("logs"), get(logs))
+    let verbs = |base: &str| {
+        let at = |verb: &str| format!("{base}/{{name}}/{verb}");
+        Router::new().route(&at("kill"), post(kill)).route(&at("logs"), get(logs))
+    };
+    routes_at::<JobSpec>(BELOW).merge(verbs(BELOW)).merge(verbs(&base::<JobSpec>()))
 }
 
 impl Managed for JobSpec {

@@ -1,0 +1,271 @@
+//! Compute clusters: a master, an elastic pool of workers and the drivers of jobs, all of them instances.
+//!
+//! ```text
+//! watch (a task a cluster) --View--> decide, pool, job (pure) --Step--> act (transactions; words to the master)
+//! ```
+//!
+//! [`decide`] says what to make and what to let go, [`pool`] how many workers there should be, [`job`] where each job
+//! stands. [`spark`] is all that knows what runs inside. What a new leader needs is in the store; what it does not know
+//! yet (how long a worker has been idle) it learns before it acts on it.
+
+mod act;
+mod decide;
+mod job;
+mod page;
+mod pool;
+mod spark;
+mod view;
+mod watch;
+
+pub use page::Ways;
+
+use super::Leader;
+use crate::state::{At, ClusterRecord, Row, Snapshot};
+use crate::store::keys::Key;
+use decide::{Member, Role};
+use enoki_api::cluster::{Cluster, ClusterPhase, ClusterSpec};
+use enoki_api::instance::{InstanceSpec, Phase};
+use enoki_api::job::{JobPhase, JobSpec};
+use enoki_api::object::Object;
+use jiff::{SignedDuration, Timestamp};
+use page::Port;
+use pool::Needs;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+use view::View;
+use watch::{Places, Watchers};
+
+/// Everything is looked at again this often, whatever happened or did not.
+const SLOW: Duration = Duration::from_secs(5);
+/// The labels of a cluster's instances.
+const LABEL_CLUSTER: &str = "enoki.cluster";
+const LABEL_ROLE: &str = "enoki.role";
+const LABEL_JOB: &str = "enoki.job";
+
+/// Keeps the clusters up for as long as this server leads.
+pub(super) async fn run(leader: &Leader) {
+    let state = &leader.context.state;
+    let mut clusters = Clusters {
+        leader,
+        watchers: Watchers::new(leader.context.ways.clone()),
+        needs: HashMap::new(),
+        refused: HashMap::new(),
+    };
+    let mut cursor = state.follow(state.snapshot().revision);
+    let mut slow = tokio::time::interval(SLOW);
+    loop {
+        clusters.tend().await;
+        // Cancel-safe: the cursor keeps what it has not given, the others only wake.
+        tokio::select! {
+            followed = follow(&mut cursor) => if !followed {
+                cursor = state.follow(state.snapshot().revision);
+            },
+            () = clusters.watchers.changed() => {}
+            _ = slow.tick() => {}
+        }
+    }
+}
+
+/// Waits for a change that may concern a cluster. False: the cursor is too far behind.
+async fn follow(cursor: &mut crate::state::Cursor) -> bool {
+    loop {
+        let Ok(batches) = cursor.next().await else { return false };
+        let concerns = |key: &Key| match key {
+            Key::Spec(object) | Key::Status(object) => {
+                ["clusters", "jobs", "instances", "volumes", "networks"].contains(&object.kind.as_str())
+            }
+            Key::Assignment { .. } => true,
+            _ => false,
+        };
+        if batches.iter().any(|batch| batch.keys.iter().any(concerns)) {
+            return true;
+        }
+    }
+}
+
+struct Clusters<'a> {
+    leader: &'a Leader,
+    watchers: Watchers,
+    needs: HashMap<At, Needs>,
+    /// Why a step of a cluster could not be taken, when it was last tried.
+    refused: HashMap<At, (String, String)>,
+}
+
+impl Clusters<'_> {
+    /// Carries every cluster and its jobs one step on that can be.
+    async fn tend(&mut self) {
+        let snapshot = self.leader.context.state.snapshot();
+        self.watchers.retain(|at| snapshot.clusters.at(at).is_some());
+        self.needs.retain(|at, _| snapshot.clusters.at(at).is_some());
+        self.refused.retain(|at, _| snapshot.clusters.at(at).is_some());
+        let all: Vec<_> = snapshot.clusters.iter().map(|(at, row)| (at.clone(), row.clone())).collect();
+        for (at, row) in all {
+            if let Err(error) = self.one(&snapshot, &at, &row).await {
+                tracing::warn!(cluster = %row.place(), %error, "a step was not confirmed; it is decided again");
+                return;
+            }
+        }
+    }
+
+    async fn one(
+        &mut self,
+        snapshot: &Snapshot,
+        at: &At,
+        row: &Arc<Row<ClusterSpec>>,
+    ) -> Result<(), crate::store::Error> {
+        let cluster = &row.object;
+        let members = members(snapshot, cluster);
+        self.watchers.look(at, places(snapshot, cluster, &members));
+        let view = self.watchers.view(at);
+        let now = Timestamp::now();
+        let jobs: Vec<_> = jobs(snapshot, cluster).collect();
+        let (needed, lately) = self.needed(at, cluster, &members, &jobs, view.as_ref(), now);
+        let stored = snapshot.cluster_status.get(at);
+        let nothing = ClusterRecord::default();
+        let seen = decide::Seen {
+            now,
+            cluster,
+            record: stored.map_or(&nothing, |stored| &stored.status),
+            members: &members,
+            network: network(snapshot, cluster),
+            volume: snapshot.volumes.get(&at.0, &spark::master_volume(&at.1)).is_some_and(|row| owned(&row.object, cluster)),
+            view: view.as_ref(),
+            needed,
+            lately,
+        };
+        let mut decision = decide::decide(&seen);
+        let status = &mut decision.record.status;
+        if let Some((reason, message)) = self.refused.get(at).filter(|_| !decision.steps.is_empty()) {
+            (status.reason, status.message) = (Some(reason.clone()), Some(message.clone()));
+        }
+        // What is written down first is not forgotten by the next leader: a worker that was asked to leave above all.
+        if !self.leader.record(row, stored.map(|stored| &**stored), &decision.record).await? {
+            return Ok(());
+        }
+        match self.leader.take(snapshot, row, &decision.steps).await? {
+            None => self.refused.remove(at),
+            Some(why) => self.refused.insert(at.clone(), why),
+        };
+        let ready = decision.record.status.phase == ClusterPhase::Ready;
+        for job in jobs {
+            self.leader.tend_job(snapshot, cluster, job, ready, now).await?;
+        }
+        Ok(())
+    }
+
+    /// The workers that the jobs could use now, and the most of them lately. None: a job runs and does not say.
+    fn needed(
+        &mut self,
+        at: &At,
+        cluster: &Cluster,
+        members: &[Member],
+        jobs: &[&Arc<Row<JobSpec>>],
+        view: Option<&View>,
+        now: Timestamp,
+    ) -> (Option<u32>, Option<u32>) {
+        let needs = self.needs.entry(at.clone()).or_default();
+        let known = || {
+            let view = view.filter(|view| view.alive)?;
+            let mut sum = 0_u32;
+            for job in jobs {
+                let driver = act::driver_name(&cluster.name, &job.object.name);
+                let runs = members.iter().any(|member| member.name == driver && member.phase == Phase::Running);
+                match view.drivers.get(&job.object.name) {
+                    Some(seen) => sum = sum.saturating_add(spark::workers_wanted(&cluster.spec, &job.object, &seen.demand)),
+                    None if runs => return None,
+                    None => {}
+                }
+            }
+            Some(sum)
+        };
+        let needed = known();
+        match needed {
+            Some(needed) => needs.note(now, needed),
+            None => needs.unknown(),
+        }
+        let idle = SignedDuration::try_from(cluster.spec.idle.duration()).unwrap_or(SignedDuration::MAX);
+        (needed, needs.most(now, idle))
+    }
+}
+
+/// The jobs of a cluster, the ended ones too.
+fn jobs<'a>(snapshot: &'a Snapshot, cluster: &'a Cluster) -> impl Iterator<Item = &'a Arc<Row<JobSpec>>> {
+    let jobs = snapshot.jobs.of(cluster.project.as_deref());
+    jobs.filter(move |row| row.object.spec.cluster == cluster.name)
+}
+
+/// The instances of a cluster.
+fn members(snapshot: &Snapshot, cluster: &Cluster) -> Vec<Member> {
+    instances(snapshot, cluster).filter_map(|row| member(snapshot, cluster, row)).collect()
+}
+
+fn instances<'a>(
+    snapshot: &'a Snapshot,
+    cluster: &'a Cluster,
+) -> impl Iterator<Item = &'a Arc<Row<InstanceSpec>>> {
+    let project = cluster.project.as_deref();
+    let before = (project.unwrap_or_default().to_owned(), format!("{}-", cluster.name));
+    snapshot
+        .instances
+        .after(project, Some(&before))
+        .take_while(|row| row.object.name.strip_prefix(&cluster.name).is_some_and(|rest| rest.starts_with('-')))
+        .filter(|row| owned(&row.object, cluster))
+}
+
+fn member(snapshot: &Snapshot, cluster: &Cluster, row: &Row<InstanceSpec>) -> Option<Member> {
+    let name = row.object.name.strip_prefix(&cluster.name)?.strip_prefix('-')?;
+    let role = match name.strip_prefix("worker-").and_then(|number| number.parse().ok()) {
+        Some(number) => Role::Worker(number),
+        None if name == "master" => Role::Master,
+        None => Role::Driver,
+    };
+    let at = row.at();
+    let status = snapshot.instance_status.get(&at);
+    let placed = snapshot.assignments.get(&at);
+    let address = placed.and_then(|placed| placed.assignment.nics.values().next()).map(|nic| nic.address);
+    let phase = status.map_or(Phase::Pending, |status| status.phase);
+    let deleting = row.object.deleted_at.is_some();
+    let message = status.and_then(|status| status.message.clone().or_else(|| status.reason.clone()));
+    Some(Member { name: row.object.name.clone(), role, phase, message, address, deleting })
+}
+
+/// Whether the cluster made it.
+fn owned<S: enoki_api::Spec>(object: &Object<S>, cluster: &Cluster) -> bool {
+    object.owner.as_ref().is_some_and(|owner| owner.uid == cluster.uid)
+}
+
+/// The network of the cluster's instances: its own has its name.
+fn network_name(cluster: &Cluster) -> &str {
+    cluster.spec.network.as_deref().unwrap_or(&cluster.name)
+}
+
+fn network(snapshot: &Snapshot, cluster: &Cluster) -> bool {
+    let project = cluster.project.as_deref().unwrap_or_default();
+    let row = snapshot.networks.get(project, network_name(cluster));
+    row.is_some_and(|row| cluster.spec.network.is_some() || owned(&row.object, cluster))
+}
+
+/// Where to look at what runs in it.
+fn places(snapshot: &Snapshot, cluster: &Cluster, members: &[Member]) -> Places {
+    let project = cluster.project.clone().unwrap_or_default();
+    let port = |name: &str, port: u16| {
+        let at = (project.clone(), name.to_owned());
+        let assignment = &snapshot.assignments.get(&at)?.assignment;
+        Some(Port { host: assignment.host.clone(), uid: assignment.uid.clone(), port })
+    };
+    let runs = |member: &&Member| member.phase == Phase::Running && !member.deleting;
+    let master = members.iter().filter(runs).find(|member| member.role == Role::Master);
+    let jobs = jobs(snapshot, cluster).filter(|job| {
+        let status = snapshot.job_status.get(&job.at());
+        status.is_some_and(|stored| stored.status.phase == JobPhase::Running)
+    });
+    let drivers: BTreeMap<String, Port> = jobs
+        .filter_map(|job| {
+            let driver = act::driver_name(&cluster.name, &job.object.name);
+            members.iter().filter(runs).find(|member| member.name == driver)?;
+            Some((job.object.name.clone(), port(&driver, spark::DRIVER_PAGE)?))
+        })
+        .collect();
+    Places { master: master.and_then(|master| port(&master.name, spark::MASTER_PAGE)), drivers }
+}
