@@ -52,9 +52,9 @@ pub mod paths {
     pub const VOLUMES: &str = "/var/lib/enoki/volumes";
     /// Imported images as the version before the registry kept them; taken over by the server.
     pub const ARCHIVES: &str = "/var/lib/enoki/images";
-    /// What the registry keeps: the contents of imported images.
+    /// What the registry keeps: the contents of imported images and uploaded files.
     pub const REGISTRY: &str = "/var/lib/enoki/registry";
-    /// Imports while they are received.
+    /// Uploads while they are received.
     pub const UPLOADS: &str = "/var/lib/enoki/uploads";
     /// What `enoki up` changed outside our own folders, so that `down --purge` can put exactly that back.
     pub const UP_STATE: &str = "/var/lib/enoki/up.json";
@@ -127,6 +127,8 @@ pub struct ServerConfig {
     /// How others reach this server, the best first: DNS names or addresses, each with a port where it is not that of
     /// `listen`. They stand in its certificate, and agents are sent to the first. Default: the host's name.
     pub advertise: Vec<String>,
+    /// The largest file that users upload for their jobs. Default: 512Mi; at least 1.
+    pub largest_file: Bytes,
     pub etcd: EtcdConfig,
 }
 
@@ -162,6 +164,7 @@ impl Default for ServerConfig {
             agent_socket: paths::AGENT_SOCKET.into(),
             listen: None,
             advertise: Vec::new(),
+            largest_file: Bytes(512 << 20),
             etcd: EtcdConfig::default(),
         }
     }
@@ -286,6 +289,9 @@ impl ServerConfig {
         }
         for name in &self.advertise {
             Authority::with_port(name, PORT).map_err(|fault| Fault::new("advertise", fault))?;
+        }
+        if self.largest_file == Bytes(0) {
+            return Err(Fault::new("largest_file", "is 0, so that no file could be uploaded"));
         }
         if self.etcd.endpoints.is_empty() {
             return Err(Fault::new("endpoints", "is empty; name at least one, or leave the line out"));
@@ -568,6 +574,8 @@ mod tests {
         assert!(missing.runs_own_etcd());
         assert_eq!(missing.pool.to_string(), "198.19.0.0/16");
         assert_eq!(missing.cpu_overcommit, 4.0);
+        assert_eq!(missing.largest_file, Bytes(512 << 20));
+        assert_eq!(server("largest_file = \"2Gi\"\n").unwrap().largest_file, Bytes(2 << 30));
         assert_eq!(missing.etcd.cert, Path::new("/etc/enoki/pki/server-client.crt"));
         assert_eq!(agent("").unwrap().servers, ["unix:/run/enoki/agent.sock"]);
     }
@@ -597,6 +605,7 @@ mod tests {
                 "FILE, line 3: endpoints: \"http://a:1\" must start",
             ),
             ("key_file = \"seal.key\"\n", "FILE, line 1: key_file: "),
+            ("largest_file = 0\n", "FILE, line 1: largest_file: is 0"),
             ("name = \n", "FILE, line 1: name: "),
         ] {
             let error = server(text).unwrap_err();

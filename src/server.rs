@@ -52,6 +52,7 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> anyhow::Resul
         Path::new(paths::REGISTRY),
         Path::new(paths::REGISTRY_YML),
         Path::new(paths::UPLOADS),
+        config.largest_file,
     )
     .context(paths::UPLOADS)?;
     let state = State::new();

@@ -1,6 +1,7 @@
 //! The instance: one VM-like container with a lasting name, address, disk and limits.
 
 use crate::error::{Code, Problem};
+use crate::file::{self, FileRef};
 use crate::image::Imported;
 use crate::object::{Faults, Kind, Object, Spec, Uid, check_image_name, check_name};
 use crate::quantity::{BitRate, Bytes, MilliCpu, Span};
@@ -94,6 +95,9 @@ pub struct InstanceSpec {
     /// starts from, on whichever host. Set by the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resolved: Option<Imported>,
+    /// Uploaded files of the project that it finds read-only in `/job`, by name. Set by what owns it, never by users.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, FileRef>,
 }
 
 fn default_nics() -> BTreeMap<String, Nic> {
@@ -132,6 +136,7 @@ impl InstanceSpec {
             restart_count: 0,
             rebuild_count: 0,
             resolved: None,
+            files: BTreeMap::new(),
         }
     }
 
@@ -164,6 +169,7 @@ impl InstanceSpec {
         note(self.profile != new.profile, "profile", Change::Restart);
         note(self.resources() != new.resources(), "limits", Change::Live);
         note(self.user_data != new.user_data, "user_data", Change::Immutable);
+        note(self.files != new.files, "files", Change::Immutable);
         let names = |spec: &InstanceSpec| spec.nics.keys().cloned().collect::<Vec<_>>();
         note(names(self) != names(new), "nics", Change::Immutable);
         for (name, nic) in &self.nics {
@@ -251,6 +257,7 @@ impl Spec for InstanceSpec {
         }
         validate_mounts(&self.mounts, faults);
         validate_env(&self.env, faults);
+        file::validate(&self.files, &self.mounts, faults);
         if self.user_data.as_ref().is_some_and(|text| text.len() > 64 << 10) {
             faults.invalid("spec.user_data", "at most 64Ki");
         }

@@ -4,6 +4,7 @@
 //! then the full set of orders, then deltas chained by `from` and `to`: a gap ends the session, and the next one
 //! starts with a full set. Absence from a full set never means delete.
 
+use crate::file;
 use crate::host::{Capacity, HostPhase};
 use crate::image::Imported;
 use crate::instance::{Assignment, Instance, LimitsStatus, Phase, Tombstone};
@@ -30,11 +31,12 @@ pub const CERTIFICATE_PATH: &str = "/agent/v1/certificate";
 /// image, named by its manifest's digest ([`repository`]).
 pub const REGISTRY_PATH: &str = "/v2";
 
+/// Where a host gets the uploaded files that its instances name: `/agent/v1/files/PROJECT/DIGEST`.
+pub const FILES_PATH: &str = "/agent/v1/files";
+
 /// The repository of an imported image in the registry. None: that is no digest.
 pub fn repository(digest: &str) -> Option<String> {
-    let hex = digest.strip_prefix("sha256:")?;
-    let valid = hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    valid.then(|| format!("images/{hex}"))
+    file::hex(digest).map(|hex| format!("images/{hex}"))
 }
 
 /// From agent to server.

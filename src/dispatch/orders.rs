@@ -2,6 +2,7 @@
 
 use super::prepull;
 use crate::auth::seal::Sealer;
+use crate::registry::files::Wanted;
 use crate::state::{At, Row, Snapshot};
 use enoki_api::image::{ImageSpec, Imported};
 use enoki_api::instance::{EnvValue, InstanceSpec, Tombstone, disk_uid};
@@ -112,6 +113,13 @@ pub fn needs(snapshot: &Snapshot, host: &str, digest: &str) -> bool {
         .filter_map(|at| imported(snapshot, &at.0, &snapshot.instances.at(at)?.object.spec));
     images.any(|imported| imported.digest == digest)
         || prepull::all(snapshot, host).iter().any(|image| image.imported.digest == digest)
+}
+
+/// Whether an instance of `host` names this file of its project.
+pub fn needs_file(snapshot: &Snapshot, host: &str, file: &Wanted) -> bool {
+    let here = snapshot.by_host.get(host).into_iter().flatten().filter(|at| at.0 == file.project);
+    let mut instances = here.filter_map(|at| snapshot.instances.at(at));
+    instances.any(|row| row.object.spec.files.values().any(|own| own.digest == file.digest))
 }
 
 /// The tombstones that `host` has still to act on.

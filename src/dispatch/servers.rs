@@ -4,7 +4,8 @@ use super::{Dispatch, access, broker, join};
 use crate::auth::actor::Actor;
 use crate::config::{etcd_name, etcd_peer_url};
 use crate::peers::join::{Join, Joined};
-use crate::peers::{EVENTS_PATH, IMAGES_PATH, JOIN_PATH, Noted, OPEN_PATH, Open};
+use crate::peers::{EVENTS_PATH, FILES_PATH, IMAGES_PATH, JOIN_PATH, Noted, OPEN_PATH, Open};
+use crate::registry::files;
 use crate::registry::pull::{self, Wanted};
 use crate::state::Snapshot;
 use crate::store::members::{self, Admission, Cluster, Refused};
@@ -29,6 +30,7 @@ pub fn router(dispatch: &Dispatch) -> Router<Dispatch> {
         .route(OPEN_PATH, post(open))
         .route(EVENTS_PATH, post(events))
         .route(&format!("{IMAGES_PATH}/{{image}}/{{part}}/{{digest}}"), get(part))
+        .route(&format!("{FILES_PATH}/{{project}}/{{digest}}"), get(file))
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .layer(axum::middleware::from_fn_with_state(dispatch.clone(), only_servers))
         // Who joins has no certificate yet, and shows a token instead.
@@ -152,6 +154,19 @@ async fn part(
     match Wanted::parse(&image, &part, &digest) {
         Some(wanted) => dispatch.registry.serve(&wanted, &method, &headers).await,
         None => pull::refuse(&Problem::not_found("this part of an image"), "NAME_INVALID"),
+    }
+}
+
+/// A file that a host of the other server needs, or that a user of it names: that one has looked whether they may.
+async fn file(
+    Shared(dispatch): Shared<Dispatch>,
+    Path((project, digest)): Path<(String, String)>,
+    method: Method,
+    headers: HeaderMap,
+) -> Response {
+    match files::Wanted::parse(&project, &digest) {
+        Some(wanted) => dispatch.registry.serve_file(&wanted, &method, &headers).await,
+        None => files::refuse(&Problem::not_found("this file")),
     }
 }
 

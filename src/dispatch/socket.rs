@@ -8,9 +8,9 @@ use crate::auth::audit::Audit;
 use crate::auth::ca::Pki;
 use crate::auth::seal::Sealer;
 use crate::config::ServerConfig;
-use crate::peers::Peers;
-use crate::registry::Registry;
+use crate::peers::{self, Peers};
 use crate::registry::pull::{self, Wanted};
+use crate::registry::{Registry, files};
 use crate::state::State;
 use crate::store::Store;
 use axum::extract::{DefaultBodyLimit, Path, State as Shared, WebSocketUpgrade};
@@ -20,7 +20,9 @@ use axum::routing::{get, post};
 use axum::{Extension, Router};
 use enoki_api::error::{Code, Problem};
 use enoki_api::identity::Identity;
-use enoki_api::protocol::{CERTIFICATE_PATH, JOIN_PATH, REGISTRY_PATH, SESSION_PATH, STREAM_PATH};
+use enoki_api::protocol::{
+    CERTIFICATE_PATH, FILES_PATH, JOIN_PATH, REGISTRY_PATH, SESSION_PATH, STREAM_PATH,
+};
 use std::sync::Arc;
 
 /// The largest message an agent may send.
@@ -55,6 +57,7 @@ pub fn router(dispatch: Dispatch) -> Router {
         .route(&format!("{STREAM_PATH}/{{id}}"), get(stream))
         .route(&format!("{REGISTRY_PATH}/"), get(async || StatusCode::OK))
         .route(&format!("{REGISTRY_PATH}/images/{{image}}/{{part}}/{{digest}}"), get(part))
+        .route(&format!("{FILES_PATH}/{{project}}/{{digest}}"), get(file))
         .route(JOIN_PATH, post(join::join))
         .route(CERTIFICATE_PATH, post(join::renew))
         .layer(DefaultBodyLimit::max(BODY_MAX))
@@ -116,5 +119,32 @@ async fn part(
         return answer;
     }
     // Another server may have imported it, or have it while this one's registry is away.
-    dispatch.peers.elsewhere(&wanted, &method, &headers).await.unwrap_or(answer)
+    let path = format!("{}/{}", peers::IMAGES_PATH, wanted.path());
+    dispatch.peers.elsewhere(&path, &method, &headers).await.unwrap_or(answer)
+}
+
+/// An uploaded file that an instance of the asking host names, whole or some of it.
+async fn file(
+    Shared(dispatch): Shared<Dispatch>,
+    Extension(actor): Extension<Actor>,
+    Path((project, digest)): Path<(String, String)>,
+    method: Method,
+    headers: HeaderMap,
+) -> Response {
+    let Some(wanted) = files::Wanted::parse(&project, &digest) else {
+        return files::refuse(&Problem::not_found("this file"));
+    };
+    if let Actor::Machine(Identity::Host { name, .. }) = &actor
+        && !super::orders::needs_file(&dispatch.state.snapshot(), name, &wanted)
+    {
+        let problem = Problem::new(Code::Forbidden, format!("host {name} needs no file {}", wanted.path()));
+        return access::refuse(&dispatch, &actor, "get a file", &problem);
+    }
+    let answer = dispatch.registry.serve_file(&wanted, &method, &headers).await;
+    if answer.status().is_success() {
+        return answer;
+    }
+    // Uploaded to another server, or this one's registry is away.
+    let path = format!("{}/{}", peers::FILES_PATH, wanted.path());
+    dispatch.peers.elsewhere(&path, &method, &headers).await.unwrap_or(answer)
 }

@@ -3,7 +3,7 @@
 //! Answers are kept in memory, bounded. Beyond a restart of the server, creating is still safe: the key is part of
 //! the new object's uid (see `objects`).
 
-use super::App;
+use super::{App, upload};
 use super::answer::{self, BODY_MAX};
 use crate::auth::actor::Actor;
 use axum::body::Body;
@@ -61,8 +61,7 @@ impl Idempotency {
 
 pub async fn layer(State(app): State<App>, request: Request, next: Next) -> Response {
     let key = request.headers().get("idempotency-key").map(|key| key.as_bytes().to_vec());
-    let upload = request.uri().path().ends_with("/content");
-    let (Some(key), &Method::POST, false) = (key, request.method(), upload) else {
+    let (Some(key), &Method::POST, false) = (key, request.method(), upload::is(&request)) else {
         return next.run(request).await;
     };
     if key.is_empty() || key.len() > 255 {

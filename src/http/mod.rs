@@ -22,6 +22,7 @@ mod orphans;
 mod query;
 mod servers;
 mod streams;
+mod upload;
 mod wait;
 mod watch;
 

@@ -5,7 +5,7 @@
 //! others is in `dispatch::servers`, and how one becomes a server of a cloud in [`join`].
 
 mod enlist;
-mod images;
+mod elsewhere;
 pub mod join;
 mod leader;
 
@@ -23,6 +23,8 @@ pub const OPEN_PATH: &str = "/server/v1/open";
 pub const EVENTS_PATH: &str = "/server/v1/events";
 /// Where a server has parts of images for others: `/server/v1/images/HEX/PART/DIGEST`.
 pub const IMAGES_PATH: &str = "/server/v1/images";
+/// Where a server has uploaded files for others: `/server/v1/files/PROJECT/DIGEST`.
+pub const FILES_PATH: &str = "/server/v1/files";
 /// POST of [`join::Join`] with a token for servers as bearer, answered by [`join::Joined`].
 pub const JOIN_PATH: &str = "/server/v1/join";
 /// On a request that a server passes on: who made it there, as JSON. From anybody but a server it is ignored.

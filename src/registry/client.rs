@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use tokio_util::io::ReaderStream;
 
 /// The head of an answer to a question.
-const ASK: Duration = Duration::from_secs(10);
+pub(super) const ASK: Duration = Duration::from_secs(10);
 /// A disk that takes less than this a second is as good as none.
 const SLOWEST: u64 = 2 << 20;
 
@@ -169,8 +169,13 @@ async fn created(answer: Response<Incoming>) -> Result<(), Error> {
     }
 }
 
+/// How long the body is, or would be to a GET.
+pub fn length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
 /// What a refusal says, as far as it is short.
-async fn refused(answer: Response<Incoming>) -> Error {
+pub(super) async fn refused(answer: Response<Incoming>) -> Error {
     let status = answer.status();
     let text = http_body_util::Limited::new(answer.into_body(), 4 << 10).collect();
     let text = match timeout(ASK, text).await {

@@ -1,4 +1,4 @@
-//! Imported images: into the registry once, and from there to every host that needs them, by digest.
+//! Imported images and uploaded files: into the registry once, and from there to every host that needs them, by digest.
 //!
 //! ```text
 //!  enoki image import ─▶ upload ─▶ archive (pure) ─▶ blobs, manifest ─▶ docker-registry ─▶ the image's spec names the digest
@@ -7,18 +7,22 @@
 //! ```
 //! The registry is Debian's `docker-registry`, on a socket of root's alone. One repository an image, `images/HEX`, named
 //! by its manifest's digest: what a repository holds never changes, so whoever may read it may read all of it. A name
-//! that moves makes another repository; the old one stays as long as an instance needs it ([`sweep`]).
+//! that moves makes another repository; the old one stays as long as an instance needs it ([`sweep`]). Uploaded files have
+//! repositories of their own, one a project and file ([`files`]).
 
 pub mod archive;
 pub mod client;
+pub mod files;
 pub mod pull;
 pub mod sweep;
 mod tar;
 
 use archive::{Found, Room, digest_of};
 use client::{Blob, Client};
+use enoki_api::error::{Code, Problem};
 use enoki_api::image::Imported;
 use enoki_api::protocol::repository;
+use enoki_api::quantity::Bytes;
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,20 +30,48 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock};
 
-/// Where the registry keeps the repositories of images, below its folder.
-pub fn contents(folder: &Path) -> PathBuf {
-    folder.join("docker/registry/v2/repositories/images")
+/// Where the registry keeps a repository, or those below a name, in its folder.
+fn repositories(folder: &Path, name: &str) -> PathBuf {
+    folder.join("docker/registry/v2/repositories").join(name)
 }
 
-/// Why an image was not imported.
+/// Where the registry keeps the repositories of images, in its folder.
+pub fn contents(folder: &Path) -> PathBuf {
+    repositories(folder, "images")
+}
+
+/// Why an image was not imported, or a file not kept.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
     Archive(#[from] archive::Error),
     #[error(transparent)]
     Registry(#[from] client::Error),
-    #[error("the image could not be kept: {0}")]
+    #[error("it could not be kept: {0}")]
     Io(#[from] io::Error),
+}
+
+impl Error {
+    /// As users are told.
+    pub fn problem(&self) -> Problem {
+        match self {
+            Error::Archive(archive::Error::NotAnImage(why)) => {
+                Problem::new(Code::InvalidField, why).field("content")
+            }
+            Error::Registry(client::Error::Away(_)) => {
+                Problem::new(Code::RegistryUnavailable, self.to_string())
+                    .hint("nothing was changed: try again")
+            }
+            Error::Io(full) | Error::Archive(archive::Error::Io(full))
+                if full.kind() == io::ErrorKind::StorageFull =>
+            {
+                Problem::new(Code::TooLarge, self.to_string())
+            }
+            Error::Registry(client::Error::Refused { .. })
+            | Error::Io(_)
+            | Error::Archive(archive::Error::Io(_)) => Problem::new(Code::Internal, self.to_string()),
+        }
+    }
 }
 
 /// What an import found and put.
@@ -64,6 +96,7 @@ struct Shared {
     folder: PathBuf,
     configuration: PathBuf,
     uploads: PathBuf,
+    largest_file: Bytes,
     /// Written by a sweep, read by imports.
     sweeping: Arc<RwLock<()>>,
     /// Digests that a name was taken from, on somebody's word.
@@ -72,8 +105,15 @@ struct Shared {
 }
 
 impl Registry {
-    /// `folder`: what it keeps; `configuration`: what its own program is told; `uploads` is made.
-    pub fn new(socket: &Path, folder: &Path, configuration: &Path, uploads: &Path) -> io::Result<Self> {
+    /// `folder`: what it keeps; `configuration`: what its own program is told; `uploads` is made; `largest_file`: of what
+    /// users upload for their jobs.
+    pub fn new(
+        socket: &Path,
+        folder: &Path,
+        configuration: &Path,
+        uploads: &Path,
+        largest_file: Bytes,
+    ) -> io::Result<Self> {
         std::fs::create_dir_all(uploads)?;
         Ok(Registry {
             shared: Arc::new(Shared {
@@ -81,6 +121,7 @@ impl Registry {
                 folder: folder.to_owned(),
                 configuration: configuration.to_owned(),
                 uploads: uploads.to_owned(),
+                largest_file,
                 sweeping: Arc::default(),
                 released: Mutex::default(),
                 nudged: Notify::new(),

@@ -2,22 +2,26 @@
 //! were in no other.
 //!
 //! Who deletes an image, or moves its name, means it: that goes at once. What is unnamed for any other reason (an import
-//! that broke off, a store that was lost) stays for thirty days, in which somebody may put it right. The registry's own
-//! program removes blobs, and must not do so while one is put: imports wait for it and it for them.
+//! that broke off, a store that was lost) stays for thirty days, in which somebody may put it right. An uploaded file that
+//! nobody names stays for an hour: its user has it still. The registry's own program removes blobs, and must not do so
+//! while one is put: imports wait for it and it for them.
 
-use super::{Registry, contents};
+use super::files::{self, Wanted};
+use super::{Registry, contents, repositories};
 use crate::state::{Snapshot, State};
 use anyhow::{Context, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio_util::sync::CancellationToken;
 
 /// How often one looks without being asked.
 const OFTEN: Duration = Duration::from_secs(600);
 /// What nobody has released stays unnamed for this long: as tombstones do, for hosts that come back with orphans.
 const UNNAMED: Duration = Duration::from_secs(30 * 24 * 3600);
+/// A file may be named this long after it was uploaded or asked for.
+const UNNAMED_FILE: Duration = Duration::from_secs(3600);
 /// The registry's program reads every manifest.
 const LONGEST: Duration = Duration::from_secs(600);
 
@@ -26,6 +30,21 @@ pub fn needed(snapshot: &Snapshot) -> BTreeSet<String> {
     let images = snapshot.images.of(None).map(|row| row.object.spec.digest.clone());
     let instances = snapshot.instances.of(None).filter_map(|row| row.object.spec.resolved.clone());
     images.chain(instances.map(|imported| imported.digest)).collect()
+}
+
+/// PURE: the files that somebody still means.
+pub fn files_in_use(snapshot: &Snapshot) -> BTreeSet<Wanted> {
+    let instances = snapshot.instances.of(None).flat_map(|row| {
+        let project = row.object.project.as_deref().unwrap_or_default();
+        row.object.spec.files.values().map(move |file| (project, &file.digest))
+    });
+    instances.filter_map(|(project, digest)| Wanted::parse(project, digest)).collect()
+}
+
+/// PURE: which of the files that are kept, each with its age, go now.
+fn stale(kept: &[(Wanted, Duration)], in_use: &BTreeSet<Wanted>) -> Vec<Wanted> {
+    let idle = kept.iter().filter(|(file, age)| *age >= UNNAMED_FILE && !in_use.contains(file));
+    idle.map(|(file, _)| file.clone()).collect()
 }
 
 /// PURE: which of what is kept goes now. `unnamed`: since when each is needed by nobody; kept up to date here.
@@ -86,18 +105,39 @@ impl Registry {
         let kept = digests(&folder)?;
         let released = self.released().clone();
         // Looked at while no import is under way: what was put is named by now.
-        let doomed = doomed(&kept, &needed(&state.snapshot()), &released, unnamed, Instant::now());
-        for digest in &doomed {
-            let repository = folder.join(digest.trim_start_matches("sha256:"));
+        let snapshot = state.snapshot();
+        let doomed = doomed(&kept, &needed(&snapshot), &released, unnamed, Instant::now());
+        let files = stale(&self.files()?, &files_in_use(&snapshot));
+        let repositories = doomed.iter().map(|digest| folder.join(digest.trim_start_matches("sha256:")));
+        for repository in repositories.chain(files.iter().map(|file| self.folder_of(file))) {
             std::fs::remove_dir_all(&repository).with_context(|| repository.display().to_string())?;
         }
-        if !doomed.is_empty() {
+        if !doomed.is_empty() || !files.is_empty() {
             self.collect().await?;
-            tracing::info!(images = doomed.join(", "), "needed by nobody any more: removed");
+            let files: Vec<String> = files.iter().map(Wanted::path).collect();
+            let (images, files) = (doomed.join(", "), files.join(", "));
+            tracing::info!(images, files, "needed by nobody any more: removed");
         }
         // What is needed still is released anew, if ever, by who needs it.
         self.released().retain(|digest| kept.contains(digest) && !doomed.contains(digest));
         Ok(())
+    }
+
+    /// The files that the registry keeps, with their ages.
+    fn files(&self) -> anyhow::Result<Vec<(Wanted, Duration)>> {
+        let mut kept = Vec::new();
+        for project in names(&repositories(&self.shared.folder, files::ALL))? {
+            let folder = repositories(&self.shared.folder, files::ALL).join(&project);
+            for hex in names(&folder)? {
+                let Some(wanted) = Wanted::parse(&project, &format!("sha256:{hex}")) else { continue };
+                let path = folder.join(&hex);
+                let since = path.metadata().and_then(|data| data.modified());
+                let since = since.with_context(|| path.display().to_string())?;
+                // One from the future is new.
+                kept.push((wanted, SystemTime::now().duration_since(since).unwrap_or_default()));
+            }
+        }
+        Ok(kept)
     }
 
     /// Has the registry's program remove the blobs that are in no repository.
@@ -125,12 +165,17 @@ impl Registry {
 
 /// The images that the registry keeps; none where it has not kept any yet.
 fn digests(folder: &Path) -> anyhow::Result<BTreeSet<String>> {
+    Ok(names(folder)?.into_iter().map(|hex| format!("sha256:{hex}")).collect())
+}
+
+/// What is in a folder; nothing where there is none.
+fn names(folder: &Path) -> anyhow::Result<Vec<String>> {
     match std::fs::read_dir(folder) {
         Ok(entries) => entries
-            .map(|entry| Ok(format!("sha256:{}", entry?.file_name().to_string_lossy())))
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
             .collect::<std::io::Result<_>>()
             .with_context(|| folder.display().to_string()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error).with_context(|| folder.display().to_string()),
     }
 }
@@ -138,9 +183,37 @@ fn digests(folder: &Path) -> anyhow::Result<BTreeSet<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use enoki_api::file::FileRef;
+    use enoki_api::instance::InstanceSpec;
+    use enoki_api::object::Object;
 
     fn set(names: &[&str]) -> BTreeSet<String> {
         names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_file_goes_an_hour_after_somebody_cared() {
+        let digest = |pair: &str| format!("sha256:{}", pair.repeat(32));
+        let (a, b) = (digest("aa"), digest("bb"));
+        let mut world = Snapshot::default();
+        let file = FileRef { digest: a.clone(), size: 1 };
+        let spec = InstanceSpec { files: [("job.py".to_owned(), file)].into(), ..InstanceSpec::new("x") };
+        world.seed_instance(Object::new(Some("p"), "driver", Default::default(), spec, jiff::Timestamp::UNIX_EPOCH));
+        let in_use = files_in_use(&world);
+        let wanted = |project: &str, digest: &str| Wanted::parse(project, digest).unwrap();
+        assert_eq!(in_use, [wanted("p", &a)].into());
+        let (young, old) = (UNNAMED_FILE - Duration::from_secs(1), UNNAMED_FILE);
+        for (project, digest, age, goes) in [
+            ("p", &a, old, false),
+            ("p", &b, young, false),
+            ("p", &b, old, true),
+            // Named, and by another project's instance.
+            ("q", &a, young, false),
+            ("q", &a, old, true),
+        ] {
+            let gone = stale(&[(wanted(project, digest), age)], &in_use);
+            assert_eq!(!gone.is_empty(), goes, "{project} {digest} {age:?}");
+        }
     }
 
     #[test]

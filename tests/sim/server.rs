@@ -24,6 +24,7 @@ use enoki::server::bootstrap;
 use enoki::state::{self, State};
 use enoki::store::{Revision, Store};
 use enoki_api::network::NetworkKind;
+use enoki_api::quantity::Bytes;
 use enoki_api::tls::Fingerprint;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -88,7 +89,7 @@ impl Server {
         let sealer = Arc::new(Sealer::load_or_create(&at("key")).expect("a key"));
         // Nobody imports: it is never asked.
         let registry =
-            Registry::new(&at("registry.sock"), &at("registry"), &at("registry.yml"), &at("uploads"))
+            Registry::new(&at("registry.sock"), &at("registry"), &at("registry.yml"), &at("uploads"), Bytes(0))
                 .expect("folders for images");
         let audit = Audit::open(&at("audit.log")).expect("an audit file");
         let pki = Pki::new(at("pki"));

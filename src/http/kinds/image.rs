@@ -9,8 +9,8 @@ use crate::http::commit::{Done, Step, commit};
 use crate::http::edit::{self, Edit};
 use crate::http::objects::{Managed, Options, Place, finish, place};
 use crate::http::query::{Params, if_match};
-use crate::registry::archive::{Error as Fault, Room};
-use crate::registry::{Error, Import, client};
+use crate::http::upload;
+use crate::registry::Import;
 use crate::state::{At, Row, Snapshot, Table, encode_new};
 use crate::store::Txn;
 use crate::store::keys::Key;
@@ -25,11 +25,8 @@ use enoki_api::image::{Image, ImageSpec};
 use enoki_api::object::{Faults, Object, Spec, check_image_name};
 use enoki_api::project::DEFAULT;
 use enoki_api::quantity::Bytes;
-use futures::StreamExt;
 use jiff::Timestamp;
 use serde::Deserialize;
-use std::io::ErrorKind;
-use tokio::io::AsyncWriteExt;
 
 impl Managed for ImageSpec {
     const MADE_BY_USERS: bool = false;
@@ -92,42 +89,9 @@ async fn import(State(app): State<App>, path: Place, params: Params, body: Body)
     if app.state.snapshot().projects.get("", &at.0).is_none() {
         return Err(missing::<ImageSpec>(&app.state.snapshot(), &at).into());
     }
-    let upload = receive(&app, body).await?;
-    let import = app.registry.import(upload).await.map_err(problem)?;
+    let received = upload::receive(&app, body, |_| Ok(())).await?;
+    let import = app.registry.import(received).await.map_err(upload::failed)?;
     store(&app, &at, &import).await
-}
-
-async fn receive(app: &App, body: Body) -> Result<Room, Problem> {
-    let kept = |error: std::io::Error| problem(Error::Io(error));
-    let mut room = app.registry.receive().map_err(kept)?;
-    let mut file = tokio::fs::File::from_std(room.file.try_clone().map_err(kept)?);
-    let mut chunks = body.into_data_stream();
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk
-            .map_err(|error| Problem::new(Code::MalformedBody, format!("the upload broke off: {error}")))?;
-        room.take(chunk.len() as u64).map_err(kept)?;
-        file.write_all(&chunk).await.map_err(kept)?;
-    }
-    file.flush().await.map_err(kept)?;
-    Ok(room)
-}
-
-/// What an import that failed is told as.
-fn problem(error: Error) -> Problem {
-    match &error {
-        Error::Archive(Fault::NotAnImage(why)) => Problem::new(Code::InvalidField, why).field("content"),
-        Error::Registry(client::Error::Away(_)) => {
-            tracing::error!(%error, "an image could not be imported");
-            Problem::new(Code::RegistryUnavailable, error.to_string()).hint("nothing was changed: try again")
-        }
-        Error::Io(full) | Error::Archive(Fault::Io(full)) if full.kind() == ErrorKind::StorageFull => {
-            Problem::new(Code::TooLarge, error.to_string())
-        }
-        Error::Registry(client::Error::Refused { .. }) | Error::Io(_) | Error::Archive(Fault::Io(_)) => {
-            tracing::error!(%error, "an image could not be imported");
-            Problem::new(Code::Internal, error.to_string())
-        }
-    }
 }
 
 async fn store(app: &App, at: &At, import: &Import) -> Answer {

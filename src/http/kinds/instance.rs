@@ -7,7 +7,7 @@ use crate::scheduler::{self, Request, Verdict};
 use crate::state::{Row, Snapshot, Table};
 use crate::store::Txn;
 use enoki_api::error::Problem;
-use enoki_api::instance::InstanceSpec;
+use enoki_api::instance::{Instance, InstanceSpec};
 use enoki_api::object::Object;
 
 impl Managed for InstanceSpec {
@@ -26,6 +26,7 @@ impl Managed for InstanceSpec {
     }
 
     fn create(app: &App, snapshot: &Snapshot, instance: &mut Object<Self>, txn: Txn) -> Result<Txn, Problem> {
+        refuse_files(instance)?;
         instance::create(snapshot, &app.live, instance, txn)
     }
 
@@ -36,6 +37,7 @@ impl Managed for InstanceSpec {
         new: &mut Object<Self>,
         txn: Txn,
     ) -> Result<Txn, Problem> {
+        refuse_files(new)?;
         instance::update(snapshot, old, new, txn)
     }
 
@@ -64,4 +66,13 @@ impl Managed for InstanceSpec {
             instance.status.observed_generation >= instance.generation || instance.deleted_at.is_some();
         Some(if seen { instance.status.phase.to_string() } else { "unobserved".to_owned() })
     }
+}
+
+/// Files are a job's: what has no owner has none.
+fn refuse_files(instance: &Instance) -> Result<(), Problem> {
+    if instance.owner.is_some() || instance.spec.files.is_empty() {
+        return Ok(());
+    }
+    Err(Problem::invalid_field("spec.files", "files are set by what owns an instance, not by its users")
+        .hint("leave them out; a volume has what an instance of your own is to find"))
 }

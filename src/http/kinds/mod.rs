@@ -2,6 +2,7 @@
 
 pub mod archives;
 pub mod cluster;
+pub mod files;
 pub mod host;
 pub mod image;
 pub mod instance;
@@ -32,6 +33,7 @@ pub fn routes() -> Router<App> {
         .merge(of::<enoki_api::token::TokenSpec>())
         .merge(of::<enoki_api::operation::OperationSpec>())
         .merge(image::routes())
+        .merge(files::routes())
         .merge(operation::routes())
         .merge(job::routes())
 }
