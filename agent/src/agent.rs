@@ -105,17 +105,18 @@ fn left(has: Capacity, reserve: Capacity) -> Capacity {
 
 /// Runs the agent of the machine that it is on, until `stop`.
 pub async fn run(config: AgentConfig, stop: CancellationToken) -> anyhow::Result<()> {
-    let machine = Linux::open(config.underlay).await.context("cannot take this host over")?;
+    let dialer = Dialer::remembering(
+        config.servers.clone(),
+        config.pki.clone(),
+        &config.identity.with_file_name("servers"),
+    );
+    let machine = Linux::open(config.underlay, dialer.clone()).await.context("cannot take this host over")?;
     let parts = Parts {
         runtime: Arc::new(Docker::new(&config.docker, enoki_helpers::RUNTIME, Deadlines::default())),
         cgroup: machine.cgroup(),
         machine: Arc::new(machine),
         capacity: limits::host::capacity().context("cannot tell what this host has")?,
-        dialer: Dialer::remembering(
-            config.servers.clone(),
-            config.pki.clone(),
-            &config.identity.with_file_name("servers"),
-        ),
+        dialer,
     };
     run_with(config, parts, stop).await
 }

@@ -9,13 +9,13 @@ pub mod mirror;
 pub mod prepull;
 
 use crate::disk::Pinned;
+use crate::flights::Flights;
 use crate::runtime::{self, ImageInfo, Runtime};
 use enoki_api::image::Imported;
 use enoki_api::protocol::repository;
 use mirror::Source;
-use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -79,24 +79,17 @@ impl<'a> Wanted<'a> {
 pub struct Images {
     runtime: Arc<dyn Runtime>,
     source: Arc<dyn Source>,
-    flights: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
+    flights: Flights,
 }
 
 impl Images {
     pub fn new(runtime: Arc<dyn Runtime>, source: Arc<dyn Source>) -> Self {
-        Images { runtime, source, flights: Arc::default() }
+        Images { runtime, source, flights: Flights::default() }
     }
 
     /// Makes it be in Docker. Dropping the future gives up; nothing half loaded counts.
     pub async fn ensure(&self, wanted: &Wanted<'_>) -> Result<ImageInfo, Error> {
-        let key = wanted.reference();
-        let flight = self.board(key);
-        let landed = {
-            let _first = flight.lock().await;
-            self.bring(wanted).await
-        };
-        self.leave(key, flight);
-        landed
+        self.flights.alone(wanted.reference(), self.bring(wanted)).await
     }
 
     /// An imported image that is here has exactly its name: one without a name is the first that a prune takes.
@@ -113,20 +106,6 @@ impl Images {
             return Ok(());
         }
         self.runtime.tag(&imported.image_id, name).await.map_err(docker(name))
-    }
-
-    fn board(&self, key: &str) -> Arc<tokio::sync::Mutex<()>> {
-        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        flights.entry(key.to_owned()).or_default().clone()
-    }
-
-    /// The last one out takes the entry along. One whose caller gave up leaves it for the next.
-    fn leave(&self, key: &str, flight: Arc<tokio::sync::Mutex<()>>) {
-        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        // The table's own and ours.
-        if Arc::strong_count(&flight) <= 2 {
-            flights.remove(key);
-        }
     }
 
     async fn bring(&self, wanted: &Wanted<'_>) -> Result<ImageInfo, Error> {

@@ -4,7 +4,9 @@
 
 pub mod agent;
 pub mod credentials;
+pub mod delivery;
 pub mod disk;
+pub mod flights;
 pub mod image;
 pub mod instance;
 pub mod ledger;

@@ -16,6 +16,7 @@ use enoki_agent::runtime::simulated::{Call, Daemon, Simulated as Docker};
 use enoki_agent::runtime::{Container, ImageInfo, Runtime, State};
 use enoki_agent::session::outbox::Outbox;
 use enoki_agent::session::socket::Dialer;
+use enoki_api::file::FileRef;
 use enoki_api::host::Capacity;
 use enoki_api::instance::{Doomed, Phase, RunState, Tombstone};
 use enoki_api::object::{Object, Uid};
@@ -133,6 +134,14 @@ struct Story {
     hurry: bool,
 }
 
+/// An order that names an uploaded file.
+fn with_files(name: &str) -> Order {
+    let file = FileRef { digest: format!("sha256:{}", "ab".repeat(32)), size: 1 };
+    let mut order = order(name);
+    order.instance.spec.files.insert("job.py".to_owned(), file);
+    order
+}
+
 fn stories() -> Vec<Story> {
     let first = order("web1");
     let say = |order: &Order| (vec![order.clone()], vec![]);
@@ -144,9 +153,17 @@ fn stories() -> Vec<Story> {
     let old_disk = tombstone(&first.disk, Doomed::Disk);
     let gone = tombstone(first.uid(), Doomed::Instance);
     let run = Some(RunState::Running);
+    let job = with_files("job");
+    let job_disk = tombstone(&job.disk, Doomed::Disk);
     vec![
         Story { name: "create", words: vec![say(&first)], end: run, hurry: false },
         Story { name: "restart", words: vec![say(&first), say(&restarted)], end: run, hurry: false },
+        Story {
+            name: "with files",
+            words: vec![say(&job), (vec![], vec![tombstone(job.uid(), Doomed::Instance), job_disk])],
+            end: None,
+            hurry: false,
+        },
         Story {
             name: "restart with another environment",
             words: vec![say(&first), say(&renewed)],
@@ -214,7 +231,10 @@ impl Story {
         let Some(state) = self.end else {
             assert!(containers.is_empty(), "{at}: {containers:?}");
             assert!(
-                world.disks.is_empty() && world.networks.is_empty() && world.files.is_empty(),
+                world.disks.is_empty()
+                    && world.networks.is_empty()
+                    && world.files.is_empty()
+                    && world.delivered.is_empty(),
                 "{at}: {world:?}"
             );
             assert!(world.records.is_empty(), "{at}: {world:?}");
@@ -278,6 +298,32 @@ fn killed_at_every_step_it_goes_on_from_there() {
             points += 1;
         }
     }
+}
+
+#[test]
+fn without_its_files_it_waits_and_says_why() {
+    let site = Site::new();
+    let job = with_files("job");
+    site.ground.world().refuse = Some("files_unavailable");
+    let life = Life::plain(&site);
+    life.run(life.fleet.full(vec![job.clone()], vec![]));
+    let told = |phase: Phase, reason: Option<&str>| {
+        let last = life.outbox.last(job.uid());
+        last.is_some_and(|report| report.phase == phase && report.reason.as_deref() == reason)
+    };
+    life.wait("the reason", || told(Phase::Pending, Some("files_unavailable")));
+    assert!(
+        life.containers(&site).is_empty() && site.ground.world().disks.is_empty(),
+        "nothing is made of it"
+    );
+    site.ground.world().refuse = None;
+    life.wait("it runs", || told(Phase::Running, None));
+    assert_eq!(site.ground.world().delivered[job.uid()], job.instance.spec.files);
+    // Somebody removes them under a container that is there: the next start puts them back.
+    site.ground.world().delivered.clear();
+    life.run(life.fleet.delta(vec![changed(&job, |spec| spec.restart_count = 1)], vec![]));
+    life.wait("they are back", || !site.ground.world().delivered.is_empty() && told(Phase::Running, None));
+    life.kill();
 }
 
 #[test]

@@ -47,7 +47,10 @@ pub(crate) fn validate(
             && name != "."
             && name != "..";
         if !plain {
-            faults.invalid(&field, format!("a name has 1 to {NAME_MAX} bytes and no slash, and is neither . nor .."));
+            faults.invalid(
+                &field,
+                format!("a name has 1 to {NAME_MAX} bytes and no slash, and is neither . nor .."),
+            );
         }
         if hex(&file.digest).is_none() {
             faults.invalid(format!("{field}.digest"), "`sha256:` and 64 hexadecimal digits");
@@ -55,7 +58,8 @@ pub(crate) fn validate(
     }
     let within = |path: &str| path == INSIDE || path.starts_with(&format!("{INSIDE}/"));
     for path in mounts.keys().filter(|path| !files.is_empty() && within(path)) {
-        faults.invalid(format!("spec.mounts.{path}"), format!("its files are at {INSIDE}: mount it elsewhere"));
+        faults
+            .invalid(format!("spec.mounts.{path}"), format!("its files are at {INSIDE}: mount it elsewhere"));
     }
 }
 
@@ -66,7 +70,9 @@ mod tests {
     use crate::object::Spec;
 
     fn spec(files: &[(&str, &str)]) -> InstanceSpec {
-        let files = files.iter().map(|&(name, digest)| (name.to_owned(), FileRef { digest: digest.to_owned(), size: 1 }));
+        let files = files
+            .iter()
+            .map(|&(name, digest)| (name.to_owned(), FileRef { digest: digest.to_owned(), size: 1 }));
         InstanceSpec { files: files.collect(), ..InstanceSpec::new("a") }
     }
 

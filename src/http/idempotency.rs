@@ -3,8 +3,8 @@
 //! Answers are kept in memory, bounded. Beyond a restart of the server, creating is still safe: the key is part of
 //! the new object's uid (see `objects`).
 
-use super::{App, upload};
 use super::answer::{self, BODY_MAX};
+use super::{App, upload};
 use crate::auth::actor::Actor;
 use axum::body::Body;
 use axum::extract::{Request, State};

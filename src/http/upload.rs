@@ -1,8 +1,8 @@
 //! Receiving what is uploaded: bodies of any length, into a file without a name that goes with its request.
 
 use super::App;
-use crate::registry::archive::Room;
 use crate::registry::Error;
+use crate::registry::archive::Room;
 use axum::body::Body;
 use axum::extract::Request;
 use bytes::Bytes;

@@ -4,8 +4,8 @@
 //! alone, since it has their sessions: for that the others ask it. [`Peers`] is the way there; what a server answers to
 //! others is in `dispatch::servers`, and how one becomes a server of a cloud in [`join`].
 
-mod enlist;
 mod elsewhere;
+mod enlist;
 pub mod join;
 mod leader;
 

@@ -198,7 +198,13 @@ mod tests {
         let mut world = Snapshot::default();
         let file = FileRef { digest: a.clone(), size: 1 };
         let spec = InstanceSpec { files: [("job.py".to_owned(), file)].into(), ..InstanceSpec::new("x") };
-        world.seed_instance(Object::new(Some("p"), "driver", Default::default(), spec, jiff::Timestamp::UNIX_EPOCH));
+        world.seed_instance(Object::new(
+            Some("p"),
+            "driver",
+            Default::default(),
+            spec,
+            jiff::Timestamp::UNIX_EPOCH,
+        ));
         let in_use = files_in_use(&world);
         let wanted = |project: &str, digest: &str| Wanted::parse(project, digest).unwrap();
         assert_eq!(in_use, [wanted("p", &a)].into());

@@ -88,9 +88,14 @@ impl Server {
         let at = |file: &str| self.folder.join(file);
         let sealer = Arc::new(Sealer::load_or_create(&at("key")).expect("a key"));
         // Nobody imports: it is never asked.
-        let registry =
-            Registry::new(&at("registry.sock"), &at("registry"), &at("registry.yml"), &at("uploads"), Bytes(0))
-                .expect("folders for images");
+        let registry = Registry::new(
+            &at("registry.sock"),
+            &at("registry"),
+            &at("registry.yml"),
+            &at("uploads"),
+            Bytes(0),
+        )
+        .expect("folders for images");
         let audit = Audit::open(&at("audit.log")).expect("an audit file");
         let pki = Pki::new(at("pki"));
         let me = state::Server { name: name.clone(), address: Some(format!("https://{name}:7443")) };

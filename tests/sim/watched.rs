@@ -253,6 +253,17 @@ impl Machine for WatchedGround {
         self.ground.binds(order).await
     }
 
+    async fn delivered(&self, order: &Order) -> Done<bool> {
+        self.ground.delivered(order).await
+    }
+
+    async fn deliver(&self, order: &Order) -> Done<()> {
+        self.gate.before("delivering files").await;
+        let done = self.ground.deliver(order).await;
+        self.gate.after("delivering files").await;
+        done
+    }
+
     async fn write_files(&self, order: &Order) -> Done<()> {
         self.gate.before("files").await;
         let done = self.ground.write_files(order).await;

@@ -304,6 +304,11 @@ impl Disks {
     }
 
     /// Runs `work` off the async threads.
+    /// Whether the host has room for `asked` more, beside what its disks are promised.
+    pub async fn claim(&self, asked: Bytes) -> Result<(), Error> {
+        self.work(move |store| store.claim(asked)).await
+    }
+
     async fn work<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Store) -> Result<T, Error> + Send + 'static,

@@ -181,21 +181,15 @@ impl Shared {
     }
 
     async fn ask(&self, method: Method, path: &str, asked: &HeaderMap) -> io::Result<Response<Incoming>> {
-        let stream = self.dialer.connect(&self.dialer.server()).await.map_err(io::Error::other)?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-        // Ends with the answer's body, or when that is dropped.
-        tokio::spawn(connection);
         let mut request = Request::new(Full::<Bytes>::default());
         *request.method_mut() = method;
         *request.uri_mut() = path.parse().map_err(io::Error::other)?;
-        request.headers_mut().insert(header::HOST, HeaderValue::from_static("enoki"));
         for name in ASKED {
             for value in asked.get_all(&name) {
                 request.headers_mut().append(&name, value.clone());
             }
         }
-        sender.send_request(request).await.map_err(io::Error::other)
+        self.dialer.request(request).await
     }
 
     /// Passes a refusal on, and remembers what it says.

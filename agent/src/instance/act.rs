@@ -98,6 +98,7 @@ pub async fn act(
         Action::EnsureImage { pinned } => {
             host.images.ensure(&wanted_image(ordered()?, pinned.as_ref())).await?;
         }
+        Action::DeliverFiles => host.machine.deliver(ordered()?).await?,
         Action::EnsureDisk { image } => {
             host.machine.ensure_disk(ordered()?, image.as_deref()).await?;
         }

@@ -1,7 +1,7 @@
 //! PURE: what to do about one instance. Total, without clock, randomness or I/O.
 //!
 //! ```text
-//!            image, disk, network          start
+//!         image, files, disk, network      start
 //!  (absent) ───────────────────▶ created ────────▶ running ──▶ ended by itself
 //!     ▲                             ▲                │ stop         │ policy: wait, then start (backoff)
 //!     │ docker rm, prune            │ start          ▼              │ policy: no (stopped, failed)
@@ -436,6 +436,23 @@ impl<'a> Case<'a> {
         if let Some(holder) = &self.observed.holder {
             let message = format!("a container of {holder} still has its name; its tombstone removes it");
             return self.wait(Phase::Pending, "name_held", &message);
+        }
+        if !self.order.instance.spec.files.is_empty() {
+            match self.observed.delivered {
+                Seen::Present(()) => {}
+                Seen::Unknown => {
+                    return self.wait(
+                        Phase::Pending,
+                        "files_unavailable",
+                        "its files could not be looked for",
+                    );
+                }
+                Seen::Absent => {
+                    self.report.phase = Phase::Pending;
+                    self.report.message = Some("getting its files".to_owned());
+                    return self.actions.push(Action::DeliverFiles);
+                }
+            }
         }
         let kept = body.filter(|body| !self.outdated(body));
         let made = kept.and_then(|body| self.ingredients(&body.container.spec));

@@ -20,10 +20,20 @@ pub fn folder(uid: &Uid) -> PathBuf {
     Path::new(FOLDER).join(uid.as_str())
 }
 
+/// Where its uploaded files are.
+pub fn job(uid: &Uid) -> PathBuf {
+    folder(uid).join("job")
+}
+
+/// Makes its folder.
+pub fn make_folder(uid: &Uid) -> io::Result<()> {
+    file::folder(&folder(uid))
+}
+
 /// Makes them be there as the order has them; one that is right is left alone.
 pub fn write(order: &Order) -> io::Result<()> {
     let folder = folder(order.uid());
-    file::folder(&folder)?;
+    make_folder(order.uid())?;
     let spec = &order.instance.spec;
     let resolvers: Vec<String> = RESOLVERS.iter().filter_map(|path| fs::read_to_string(path).ok()).collect();
     put(&folder.join("hostname"), &format!("{}\n", spec.hostname))?;

@@ -4,11 +4,14 @@ use super::facts::Made;
 use super::files;
 use super::machine::{Error, Machine, Result, pin};
 use super::observed::Disk;
+use crate::delivery::{self, Delivery};
 use crate::disk::{Disks, Rootfs};
 use crate::limits::{self, Version, record::resources_for_record};
 use crate::network::{self, Network, NicPlan, Peers, Underlay, Vxlan};
+use crate::session::socket::Dialer;
 use crate::streams::beneath;
 use async_trait::async_trait;
+use enoki_api::file;
 use enoki_api::instance::{Doomed, LimitsState, LimitsStatus};
 use enoki_api::network::{Egress, Gateway, NetworkKind};
 use enoki_api::object::Uid;
@@ -25,6 +28,8 @@ use tokio::net::TcpStream;
 
 /// All of Enoki's on this host.
 const ROOT: &str = "/var/lib/enoki";
+/// Uploaded files, by digest.
+const FILES: &str = "/var/lib/enoki/files";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// An exit code in decimal, and no more.
 const CODE_MOST: u64 = 16;
@@ -34,6 +39,7 @@ const USER_DATA_EXIT_CODE: &str = "user_data_exit_code";
 pub struct Linux {
     boot: String,
     disks: Disks,
+    delivery: Delivery,
     network: network::Linux,
     underlay: Underlay,
     /// Version of the control groups, and whether swap is accounted for.
@@ -61,10 +67,12 @@ fn checked(uid: &Uid) -> Result<&str> {
 
 impl Linux {
     /// Opens what it works with; changes nothing on the host but its own folders.
-    pub async fn open(underlay: Underlay) -> anyhow::Result<Self> {
+    pub async fn open(underlay: Underlay, dialer: Dialer) -> anyhow::Result<Self> {
+        let disks = Disks::open(Path::new(ROOT)).await?;
         Ok(Linux {
             boot: std::fs::read_to_string(BOOT_ID)?.trim().to_owned(),
-            disks: Disks::open(Path::new(ROOT)).await?,
+            delivery: Delivery::new(Path::new(FILES), dialer, disks.clone())?,
+            disks,
             network: network::Linux::new()?,
             underlay,
             cgroups: limits::host::cgroups()?,
@@ -264,7 +272,27 @@ impl Machine for Linux {
         self.network.connect(overlay.network.as_str(), &peers).await.map_err(network_failed)
     }
 
+    async fn delivered(&self, order: &Order) -> Result<bool> {
+        let (files, job) = (order.instance.spec.files.clone(), files::job(order.uid()));
+        blocking(move || delivery::is_whole(&files, &job)).await
+    }
+
+    async fn deliver(&self, order: &Order) -> Result<()> {
+        let project = order.instance.project.as_deref().unwrap_or_default();
+        // Its own folder is root's alone.
+        let uid = order.uid().clone();
+        blocking(move || files::make_folder(&uid)).await?;
+        let done = self.delivery.deliver(project, &order.instance.spec.files, &files::job(order.uid())).await;
+        done.map_err(|why| Error::new("files_unavailable", why))
+    }
+
     async fn tend(&self, orders: &[Order]) -> Result<()> {
+        let files: Vec<_> =
+            orders.iter().flat_map(|order| order.instance.spec.files.values().cloned()).collect();
+        let delivery = self.delivery.clone();
+        if let Err(error) = blocking(move || delivery.prune(files.iter())).await {
+            tracing::warn!(%error, "files that nobody names any more stay");
+        }
         let address = self.underlay.address();
         let mut plans: Vec<network::NetworkPlan> = Vec::new();
         for network in orders.iter().flat_map(|order| order.networks.values()) {
@@ -354,6 +382,9 @@ impl Machine for Linux {
         // Read-only: what is written to them would lie on the host's disk, past the instance's disk size.
         binds.extend(files::NAMES.map(|name| (folder.join(name), format!("/etc/{name}"), true)));
         binds.extend(self.volumes(order).await?);
+        if !order.instance.spec.files.is_empty() {
+            binds.push((files::job(order.uid()), file::INSIDE.to_owned(), true));
+        }
         Ok(binds)
     }
 

@@ -65,10 +65,11 @@ pub trait Machine: Send + Sync + 'static {
     /// Has the network's frames go to the hosts where its instances are, and nowhere else.
     async fn connect(&self, overlay: &Overlay) -> Result<()>;
 
-    /// Puts back what these orders' networks need of the host itself, and clears away what none of them needs.
+    /// Puts back what these orders' networks need of the host itself, and clears away what none of them needs, fetched
+    /// files too.
     async fn tend(&self, orders: &[Order]) -> Result<()>;
 
-    /// Whether a namespace or generated files of it are there.
+    /// Whether a namespace or files of it are there.
     async fn remains(&self, uid: &Uid) -> Result<bool>;
 
     async fn remove_remains(&self, uid: &Uid) -> Result<()>;
@@ -85,6 +86,12 @@ pub trait Machine: Send + Sync + 'static {
 
     /// What is bound into the container: made when missing. Host path, path inside, read-only.
     async fn binds(&self, order: &Order) -> Result<Vec<(PathBuf, String, bool)>>;
+
+    /// Whether the order's uploaded files are all in its folder.
+    async fn delivered(&self, order: &Order) -> Result<bool>;
+
+    /// Fetches them and puts them there. May take very long, and is given up by dropping it.
+    async fn deliver(&self, order: &Order) -> Result<()>;
 
     /// Writes what can differ from start to start: hosts, hostname, resolv.conf, the user data script.
     async fn write_files(&self, order: &Order) -> Result<()>;

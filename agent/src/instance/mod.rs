@@ -290,7 +290,9 @@ impl Actor {
             async move {
                 tracing::debug!(uid = %self.uid, step = ?action.step(), "acting");
                 let done = match action {
-                    Action::EnsureImage { .. } => self.interruptible(wanted, action, &mut own).await,
+                    Action::EnsureImage { .. } | Action::DeliverFiles => {
+                        self.interruptible(wanted, action, &mut own).await
+                    }
                     _ => Some(act(&self.host, &self.uid, wanted.order.as_ref(), action, &mut own).await),
                 };
                 (own, done)
@@ -416,9 +418,10 @@ fn brings_up(step: Step) -> bool {
         | Step::StartContainer
         | Step::RemoveRemains
         | Step::DestroyDisk => true,
-        // An image and a stop may take very long, limits and the ledger must not wait.
+        // An image, files and a stop may take very long, limits and the ledger must not wait.
         Step::Remember
         | Step::EnsureImage
+        | Step::DeliverFiles
         | Step::ApplyLimits
         | Step::StopContainer
         | Step::RemoveContainer

@@ -113,6 +113,11 @@ pub async fn observe(host: &Host, desired: &Desired, memory: &Memory, up: bool) 
         let pinned = seen.disk.present().and_then(|disk| disk.image.as_ref());
         seen.image = Seen::from_look(host.runtime.image(wanted_image(order, pinned).reference()).await);
     }
+    // So does only a start need the files.
+    if !running && !order.instance.spec.files.is_empty() {
+        let look = host.machine.delivered(order).await;
+        seen.delivered = Seen::from_look(look.map(|whole| whole.then_some(())));
+    }
     if order.instance.spec.user_data.is_some() {
         seen.user_data_exit_code = match &memory.user_data {
             Some((disk, code)) if *disk == order.disk => Some(*code),

@@ -100,6 +100,8 @@ pub struct Observed {
     pub image: Seen<ImageInfo>,
     /// The disk that the order names.
     pub disk: Seen<Disk>,
+    /// The uploaded files that the order names, all of them; looked for only when it names some and is not running.
+    pub delivered: Seen<()>,
     /// The network namespace; true when this agent has made it as the order has it.
     pub network: Seen<bool>,
     /// Disks of [`Desired::doomed_disks`] that are still there. Unknown: could not look.
@@ -124,6 +126,8 @@ pub enum Action {
     EnsureImage {
         pinned: Option<Pinned>,
     },
+    /// Fetch the files that the order names.
+    DeliverFiles,
     /// Make, mount or grow the order's disk on this image.
     EnsureDisk {
         image: Option<String>,
@@ -171,6 +175,7 @@ pub enum Action {
 pub enum Step {
     Remember,
     EnsureImage,
+    DeliverFiles,
     EnsureDisk,
     EnsureNetwork,
     CreateContainer,
@@ -189,6 +194,7 @@ impl Action {
         match self {
             Action::Remember(_) => Step::Remember,
             Action::EnsureImage { .. } => Step::EnsureImage,
+            Action::DeliverFiles => Step::DeliverFiles,
             Action::EnsureDisk { .. } => Step::EnsureDisk,
             Action::EnsureNetwork => Step::EnsureNetwork,
             Action::CreateContainer { .. } => Step::CreateContainer,

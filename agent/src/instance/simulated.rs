@@ -7,6 +7,7 @@ use super::facts::Made;
 use super::machine::{Error, Machine, Result, pin};
 use super::observed::Disk;
 use async_trait::async_trait;
+use enoki_api::file::{self, FileRef};
 use enoki_api::instance::{Doomed, LimitsState, LimitsStatus, Resources};
 use enoki_api::object::Uid;
 use enoki_api::protocol::{Order, Overlay, Usage};
@@ -26,6 +27,8 @@ pub struct World {
     /// Who is where on networks that span hosts, by uid of the network.
     pub overlays: BTreeMap<Uid, Overlay>,
     pub files: BTreeSet<Uid>,
+    /// Uploaded files, by uid of the instance.
+    pub delivered: BTreeMap<Uid, BTreeMap<String, FileRef>>,
     /// Container ids with the disk of their record.
     pub records: BTreeMap<String, Uid>,
     /// Limits by container.
@@ -33,7 +36,8 @@ pub struct World {
     pub user_data: BTreeMap<Uid, i64>,
     /// What was destroyed, in order.
     pub destroyed: Vec<Uid>,
-    /// Refuse this reason's actions: `network_unavailable`, `disk_failed`, `infeasible`.
+    /// Refuse this reason's actions: `network_unavailable`, `disk_failed`, `files_unavailable`,
+    /// `infeasible`.
     pub refuse: Option<&'static str>,
 }
 
@@ -141,13 +145,15 @@ impl Machine for Simulated {
 
     async fn remains(&self, uid: &Uid) -> Result<bool> {
         let world = self.world();
-        Ok(world.networks.contains_key(uid) || world.files.contains(uid))
+        let files = world.files.contains(uid) || world.delivered.contains_key(uid);
+        Ok(world.networks.contains_key(uid) || files)
     }
 
     async fn remove_remains(&self, uid: &Uid) -> Result<()> {
         let mut world = self.world();
         world.networks.remove(uid);
         world.files.remove(uid);
+        world.delivered.remove(uid);
         Ok(())
     }
 
@@ -176,8 +182,24 @@ impl Machine for Simulated {
         Ok(())
     }
 
-    async fn binds(&self, _order: &Order) -> Result<Vec<(PathBuf, String, bool)>> {
-        Ok(Vec::new())
+    async fn binds(&self, order: &Order) -> Result<Vec<(PathBuf, String, bool)>> {
+        if order.instance.spec.files.is_empty() {
+            return Ok(Vec::new());
+        }
+        if !self.delivered(order).await? {
+            return Err(Error::new("create_failed", "no files to bind"));
+        }
+        Ok(vec![(self.folder.join(order.uid().as_str()), file::INSIDE.to_owned(), true)])
+    }
+
+    async fn delivered(&self, order: &Order) -> Result<bool> {
+        Ok(self.world().delivered.get(order.uid()) == Some(&order.instance.spec.files))
+    }
+
+    async fn deliver(&self, order: &Order) -> Result<()> {
+        let mut world = self.allowed("files_unavailable")?;
+        world.delivered.insert(order.uid().clone(), order.instance.spec.files.clone());
+        Ok(())
     }
 
     async fn write_files(&self, order: &Order) -> Result<()> {

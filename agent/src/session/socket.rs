@@ -1,12 +1,17 @@
-//! Dials servers: WebSockets for the session and its streams, plain requests for images and certificates.
+//! Dials servers: WebSockets for the session and its streams, plain requests for images, files and certificates.
 //!
 //! There may be several servers, and the leader alone has sessions: the others tell where it is. The session looks for it,
 //! everything else goes where the session is.
 
 use crate::credentials::HostPki;
 use crate::ledger::file;
+use bytes::Bytes;
 use enoki_api::client::Client;
 use enoki_api::endpoint::{Authority, Endpoint, Io};
+use http::{HeaderValue, Request, Response, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -184,6 +189,17 @@ impl Dialer {
             None => self.endpoint(server)?.connect().await,
         };
         connected.map_err(|source| Error::Connect { server: server.to_owned(), source })
+    }
+
+    /// Asks the current server, over a connection of its own; the body comes as it is read. The caller bounds the wait.
+    pub async fn request(&self, mut request: Request<Full<Bytes>>) -> io::Result<Response<Incoming>> {
+        let stream = self.connect(&self.server()).await.map_err(io::Error::other)?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        // Ends with the answer's body, or when that is dropped.
+        tokio::spawn(connection);
+        request.headers_mut().insert(header::HOST, HeaderValue::from_static("enoki"));
+        sender.send_request(request).await.map_err(io::Error::other)
     }
 
     pub async fn websocket(&self, path: &str) -> Result<Socket, Error> {

@@ -161,6 +161,12 @@ impl Machine for Mortal {
     async fn binds(&self, order: &Order) -> Done<Vec<(PathBuf, String, bool)>> {
         self.ground.binds(order).await
     }
+    async fn delivered(&self, order: &Order) -> Done<bool> {
+        self.ground.delivered(order).await
+    }
+    async fn deliver(&self, order: &Order) -> Done<()> {
+        self.fuse.around(self.ground.deliver(order)).await
+    }
     async fn write_files(&self, order: &Order) -> Done<()> {
         self.fuse.around(self.ground.write_files(order)).await
     }

@@ -20,7 +20,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
 use axum::{Extension, Router};
 use enoki_api::decode;
-use enoki_api::error::{Code, Problem};
+use enoki_api::error::Problem;
 use enoki_api::image::{Image, ImageSpec};
 use enoki_api::object::{Faults, Object, Spec, check_image_name};
 use enoki_api::project::DEFAULT;

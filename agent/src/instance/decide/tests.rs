@@ -6,6 +6,7 @@ use crate::instance::machine::pin;
 use crate::instance::observed::{Applied, Disk, Trouble};
 use crate::instance::samples::{changed, order};
 use crate::runtime::Container;
+use enoki_api::file::FileRef;
 use enoki_api::instance::RestartPolicy;
 use enoki_api::quantity::Bytes;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ struct World {
     disks: Vec<(Uid, Disk)>,
     network: Option<bool>,
     files: bool,
+    delivered: bool,
     limits: Option<Applied>,
     boot: u32,
     trouble: Option<Trouble>,
@@ -51,6 +53,7 @@ impl World {
             disks: Vec::new(),
             network: None,
             files: false,
+            delivered: false,
             limits: None,
             boot: 1,
             trouble: None,
@@ -93,6 +96,7 @@ impl World {
                 (Some(image), true) => Seen::Present(image.clone()),
             },
             disk: disk.map_or(Seen::Absent, |(_, disk)| Seen::Present(disk.clone())),
+            delivered: if self.delivered { Seen::Present(()) } else { Seen::Absent },
             network: self.network.map_or(Seen::Absent, Seen::Present),
             doomed_disks: Seen::Present(self.doomed_disks.iter().filter(there).cloned().collect()),
             remains: if self.files || self.network.is_some() { Seen::Present(()) } else { Seen::Absent },
@@ -146,6 +150,7 @@ impl World {
         match action {
             Action::Remember(facts) => self.facts = *facts,
             Action::EnsureImage { .. } => self.image = Some(image()),
+            Action::DeliverFiles => self.delivered = true,
             Action::EnsureDisk { image } => {
                 let size = self.order.assignment.granted.disk_size;
                 match self.disks.iter_mut().find(|(uid, _)| *uid == self.order.disk) {
@@ -198,7 +203,9 @@ impl World {
                 assert!(!running(self.body(Some(&container))), "removed while it runs");
                 self.bodies.retain(|body| body.container.id != container);
             }
-            Action::RemoveRemains => (self.network, self.files) = (None, false),
+            Action::RemoveRemains => {
+                (self.network, self.files, self.delivered) = (None, false, false);
+            }
             Action::DestroyDisk { disk } => {
                 assert!(self.doomed_disks.contains(&disk), "{disk} has no tombstone");
                 assert!(!self.bodies.iter().any(|body| body.record == Seen::Present(disk.clone())), "in use");
@@ -271,6 +278,36 @@ fn it_is_brought_up_and_told_in_order() {
     assert_eq!((report.generation, report.assignment_generation, report.pid), (1, 1, Some(7)));
     assert_eq!(report.limits.state, LimitsState::Applied);
     assert_eq!(world.facts.disks, [world.order.disk.clone()]);
+}
+
+#[test]
+fn files_come_first_and_only_for_a_start() {
+    let mut job = order("job");
+    let file = FileRef { digest: format!("sha256:{}", "ab".repeat(32)), size: 1 };
+    job.instance.spec.files.insert("job.py".to_owned(), file);
+    let mut world = World::new(job);
+    let first = world.look();
+    assert_eq!(first.actions, [Action::DeliverFiles], "alone: it may take very long");
+    assert_eq!(first.report.unwrap().phase, Phase::Pending);
+    world.settle();
+    assert_eq!(world.steps()[0], Step::DeliverFiles);
+    assert_eq!(world.steps()[1..], BRING_UP);
+    // What runs does not need the place that they came from.
+    world.done.clear();
+    world.delivered = false;
+    world.settle();
+    assert_eq!((world.steps(), world.phase()), (vec![], Phase::Running));
+    world.change(|spec| spec.restart_count = 1);
+    world.settle();
+    assert_eq!(world.steps()[..2], [Step::StopContainer, Step::DeliverFiles]);
+    assert_eq!((world.phase(), world.made), (Phase::Running, 1));
+    // Not to be looked at is not absent.
+    world.end(None, 1);
+    world.tick(600);
+    let seen = Observed { delivered: Seen::Unknown, ..world.observed() };
+    let decision = decide(world.now, &world.desired(), &seen);
+    assert_eq!(decision.report.unwrap().reason.as_deref(), Some("files_unavailable"));
+    assert!(decision.actions.iter().all(|action| action.step() == Step::Remember), "{:?}", decision.actions);
 }
 
 #[test]
