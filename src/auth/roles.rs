@@ -108,6 +108,8 @@ mod tests {
                 Some("own"),
                 &[Admin, Member, Viewer],
             ),
+            (Method::POST, "/v1/projects/{project}/files", Some("own"), &[Admin, Member]),
+            (Method::POST, "/v1/projects/{project}/files", Some("other"), &[Admin]),
             (Method::GET, "/v1/projects", None, &[Admin, Member, Viewer]),
             (Method::POST, "/v1/projects", None, &[Admin]),
             (Method::GET, "/v1/projects/{name}", Some("own"), &[Admin, Member, Viewer]),

@@ -8,6 +8,7 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
 use enoki_api::cluster::ClusterSpec;
+use enoki_api::file::FileRef;
 use enoki_api::host::HostSpec;
 use enoki_api::image::ImageSpec;
 use enoki_api::instance::InstanceSpec;
@@ -302,6 +303,7 @@ impl Document {
             "/v1/projects/{project}/images/{name}/pull".into(),
             json!({"parameters": place::<ImageSpec>(true), "post": pull}),
         );
+        self.files();
         self.get(
             "/v1/hosts/{name}/orphans",
             "list_orphans",
@@ -351,6 +353,31 @@ impl Document {
                 None,
             );
         }
+    }
+
+    /// What users upload for a job to name.
+    fn files(&mut self) {
+        let file = self.schema::<FileRef>();
+        let mut receive = operation(
+            "upload_file",
+            "Bring a file into the project; what nobody names is removed after an hour",
+            &[],
+            None,
+            &[("201", Some(file.clone()), "Kept")],
+        );
+        receive["requestBody"] = json!({"required": true, "content": {"application/octet-stream": {}}});
+        let project = place::<InstanceSpec>(false);
+        self.paths
+            .insert("/v1/projects/{project}/files".into(), json!({"parameters": &project, "post": receive}));
+        let digest = json!({"name": "digest", "in": "path", "required": true, "description": "`sha256:...`", "schema": {"type": "string"}});
+        self.get(
+            "/v1/projects/{project}/files/{digest}",
+            "find_file",
+            "Whether the project has it; it then stays for another hour",
+            project.into_iter().chain([digest]).collect(),
+            &[],
+            Some(file),
+        );
     }
 
     /// The verbs that outlive their request, and how one is ended.
