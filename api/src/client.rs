@@ -13,6 +13,7 @@ pub use watch::{Change, ChangeKind, Watch};
 
 use crate::endpoint::{Endpoint, Io};
 use crate::error::Problem;
+use crate::file::FileRef;
 use crate::list::List;
 use crate::object::{Kind, Object, Spec};
 use crate::protocol::TerminalSize;
@@ -443,30 +444,52 @@ impl Client {
         deadline: Duration,
     ) -> Result<Answer, Error> {
         let target = Target::object(Kind::Image, Some(project), image).join("content");
-        let mut request = http::Request::post("/")
-            .header(header::CONTENT_TYPE, HeaderValue::from_static("application/x-tar"));
+        self.send(&target, "application/x-tar", archive, length, deadline).await
+    }
+
+    /// Brings a file into a project, for a job to name. Answers its digest and size.
+    pub async fn upload_file<R: AsyncRead + Send + Unpin + 'static>(
+        &self,
+        project: &str,
+        file: R,
+        length: Option<u64>,
+        deadline: Duration,
+    ) -> Result<FileRef, Error> {
+        let target = Target::object(Kind::Project, None, project).join("files");
+        self.send(&target, "application/octet-stream", file, length, deadline).await?.decode()
+    }
+
+    async fn send<R: AsyncRead + Send + Unpin + 'static>(
+        &self,
+        target: &Target,
+        content: &'static str,
+        bytes: R,
+        length: Option<u64>,
+        deadline: Duration,
+    ) -> Result<Answer, Error> {
+        let mut request =
+            http::Request::post("/").header(header::CONTENT_TYPE, HeaderValue::from_static(content));
         if let Some(length) = length {
             request = request.header(header::CONTENT_LENGTH, length);
         }
-        let chunks = futures::stream::try_unfold(archive, |mut archive| async move {
+        let chunks = futures::stream::try_unfold(bytes, |mut bytes| async move {
             let mut chunk = bytes::BytesMut::with_capacity(CHUNK);
-            let read = archive.read_buf(&mut chunk).await?;
-            Ok::<_, io::Error>((read > 0).then(|| (Frame::data(chunk.freeze()), archive)))
+            let read = bytes.read_buf(&mut chunk).await?;
+            Ok::<_, io::Error>((read > 0).then(|| (Frame::data(chunk.freeze()), bytes)))
         });
         let body = StreamBody::new(chunks).boxed_unsync();
-        let whole = async { read(self.open(request, &target, body, deadline).await?).await };
+        let whole = async { read(self.open(request, target, body, deadline).await?).await };
         tokio::time::timeout(deadline, whole).await.unwrap_or(Err(Error::Timeout { after: deadline }))
     }
 
-    /// An instance's log as text. The deadline is for the answer's head; the text takes as long as it takes.
+    /// The log of an instance, or of a job's driver, as text. The deadline is for the answer's head; the text takes as long as it takes.
     pub async fn logs(
         &self,
-        project: &str,
-        name: &str,
+        of: Target,
         options: &LogOptions,
         deadline: Duration,
     ) -> Result<TextStream, Error> {
-        let mut target = Target::object(Kind::Instance, Some(project), name)
+        let mut target = of
             .join("logs")
             .flag("follow", options.follow)
             .flag("timestamps", options.timestamps);

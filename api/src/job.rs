@@ -1,6 +1,7 @@
 //! The job: a program that runs on a compute cluster, with a driver that is an instance of its own.
 
 use crate::cluster::check_conf;
+use crate::file::{self, FILES_MAX, FileRef};
 use crate::instance::choice;
 use crate::object::{Faults, Kind, Object, Spec, check_name};
 use crate::quantity::{Bytes, MilliCpu};
@@ -13,8 +14,6 @@ pub type Job = Object<JobSpec>;
 
 /// The least memory of a driver: the heap that Spark insists on, the rest of its Java, and its Python.
 pub const DRIVER_FLOOR: Bytes = Bytes(768 << 20);
-/// Files of one job, all kinds together.
-pub const FILES_MAX: usize = 64;
 const ARGS_MAX: usize = 1024;
 /// Of all arguments together, in bytes: what a kernel takes is 2 MiB, and the store has to hold it.
 const ARGS_BYTES_MAX: usize = 128 << 10;
@@ -161,6 +160,11 @@ impl JobSpec {
 }
 
 impl JobFile {
+    /// What is in it.
+    pub fn content(&self) -> FileRef {
+        FileRef { digest: self.digest.clone(), size: self.size }
+    }
+
     fn check(&self) -> Result<(), String> {
         // A comma would part it in Spark's own lists.
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-+=@ ".contains(c);
@@ -168,8 +172,7 @@ impl JobFile {
         if !fits || self.name.starts_with('.') {
             return Err(format!("`{}` is no name of a file here: letters, digits and ._-+=@, not a dot first", self.name));
         }
-        let hex = self.digest.strip_prefix("sha256:").unwrap_or_default();
-        if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
+        if file::hex(&self.digest).is_none() {
             return Err(format!("`{}` is not sha256: and 64 hexadecimal digits", self.digest));
         }
         Ok(())

@@ -83,6 +83,14 @@ async fn pull(ctx: &Context, name: &str, require: &[Pair], none: bool) -> Result
 }
 
 async fn import(ctx: &Context, name: &str, file: &str, timeout: Span) -> Result<(), Failure> {
+    let (reader, length, bar) = bring(file).await?;
+    let answer = ctx.client.upload(&ctx.project, name, reader, length, timeout.duration()).await;
+    bar.finish_and_clear();
+    ctx.done(Kind::Image, name, "imported", &answer?.body)
+}
+
+/// A file's bytes (`-`: those of stdin), how many there are, if that is known, and the bar that counts them as they are read.
+pub async fn bring(file: &str) -> Result<(impl AsyncRead + Send + Unpin + use<>, Option<u64>, ProgressBar), Failure> {
     let (reader, length): (Box<dyn AsyncRead + Send + Unpin>, Option<u64>) = if file == "-" {
         (Box::new(tokio::io::stdin()), None)
     } else {
@@ -99,10 +107,7 @@ async fn import(ctx: &Context, name: &str, file: &str, timeout: Span) -> Result<
         (Box::new(open), length)
     };
     let bar = progress(length);
-    let reader = Counted { reader, bar: bar.clone() };
-    let answer = ctx.client.upload(&ctx.project, name, reader, length, timeout.duration()).await;
-    bar.finish_and_clear();
-    ctx.done(Kind::Image, name, "imported", &answer?.body)
+    Ok((Counted { reader, bar: bar.clone() }, length, bar))
 }
 
 /// On stderr, and only where that is a terminal.

@@ -4,19 +4,13 @@ use super::context::{CALL, Context};
 use super::create::moment;
 use super::failure::Failure;
 use super::output;
-use enoki_api::client::LogOptions;
+use enoki_api::Kind;
+use enoki_api::client::{LogOptions, Target};
 use jiff::Timestamp;
 
-/// Prints what an instance printed
+/// Which part of what was printed.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "\
-Examples:
-  enoki logs web1 --tail 100
-  enoki logs -f web1
-  enoki logs web1 --since 10m --timestamps")]
-pub struct Logs {
-    /// The instance
-    name: String,
+pub struct Part {
     /// Go on with what it prints from now on; Ctrl-C ends it
     #[arg(short, long)]
     follow: bool,
@@ -31,10 +25,29 @@ pub struct Logs {
     timestamps: bool,
 }
 
+/// Prints what an instance printed
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Examples:
+  enoki logs web1 --tail 100
+  enoki logs -f web1
+  enoki logs web1 --since 10m --timestamps")]
+pub struct Logs {
+    /// The instance
+    name: String,
+    #[command(flatten)]
+    part: Part,
+}
+
 pub async fn logs(ctx: &Context, args: Logs) -> Result<(), Failure> {
-    let options =
-        LogOptions { follow: args.follow, tail: args.tail, since: args.since, timestamps: args.timestamps };
-    let mut text = ctx.client.logs(&ctx.project, &args.name, &options, CALL).await?;
+    print(ctx, ctx.object(Kind::Instance, &args.name), args.part).await
+}
+
+/// Prints the log of an instance, or of what has one as a driver.
+pub async fn print(ctx: &Context, of: Target, part: Part) -> Result<(), Failure> {
+    let Part { follow, tail, since, timestamps } = part;
+    let options = LogOptions { follow, tail, since, timestamps };
+    let mut text = ctx.client.logs(of, &options, CALL).await?;
     while let Some(piece) = text.next().await {
         output::text(piece?)?;
     }

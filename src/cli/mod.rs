@@ -8,6 +8,7 @@ mod adopt;
 mod apply;
 mod attach;
 mod audit;
+mod cluster;
 mod context;
 pub mod contexts;
 mod create;
@@ -42,8 +43,8 @@ use std::process::ExitCode;
 #[derive(Parser, Debug)]
 #[command(name = "enoki", version, propagate_version = true, disable_help_subcommand = true)]
 #[command(after_help = "\
-Kinds: host, project, network, volume, secret, image, instance, token, operation, event; the
-plural is taken too.
+Kinds: host, project, network, volume, secret, image, instance, cluster, job, token, operation,
+event; the plural is taken too.
 Exit codes: 0 done, 1 failed, 2 called wrongly, 3 not done in time.
 
 Examples:
@@ -93,6 +94,8 @@ pub enum Command {
     Project(create::ProjectCommand),
     #[command(subcommand)]
     Image(image::ImageCommand),
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
     #[command(subcommand)]
     Host(lifecycle::HostCommand),
     Server(server::ServerArgs),
@@ -173,6 +176,7 @@ async fn dispatch(cli: Cli, whole: clap::Command) -> Result<u8, Failure> {
         Command::Secret(command) => create::secret(ctx, command).await?,
         Command::Project(command) => create::project(ctx, command).await?,
         Command::Image(command) => image::image(ctx, command).await?,
+        Command::Cluster(command) => return cluster::cluster(ctx, command).await,
         Command::Host(command) => lifecycle::host(ctx, command).await?,
         Command::Server(args) => match args.command {
             Some(command) => server::server(ctx, command).await?,

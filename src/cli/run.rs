@@ -165,7 +165,7 @@ impl FromStr for NetworkFlag {
 }
 
 #[derive(Clone, Debug)]
-struct VolumeFlag {
+pub struct VolumeFlag {
     volume: String,
     path: String,
     read_only: bool,
@@ -220,7 +220,7 @@ fn draft(args: &Run) -> Result<Value, Failure> {
     set("command", (!args.command.is_empty()).then(|| json!(args.command)));
     set("hostname", machine.hostname.as_ref().map(|name| json!(name)));
     set("nics", nics(machine)?);
-    set("mounts", mounts(machine)?);
+    set("mounts", mounts(&machine.volumes)?);
     set("env", env(machine)?);
     set("restart", machine.restart.as_ref().map(|restart| json!(choice(restart))));
     set("stop_grace", machine.stop_grace.map(|grace| json!(grace)));
@@ -265,9 +265,10 @@ fn nics(machine: &Machine) -> Result<Option<Value>, Failure> {
     Ok(Some(nics.into()))
 }
 
-fn mounts(machine: &Machine) -> Result<Option<Value>, Failure> {
+/// Mounts from flags.
+pub fn mounts(volumes: &[VolumeFlag]) -> Result<Option<Value>, Failure> {
     let mut mounts = Map::new();
-    for flag in &machine.volumes {
+    for flag in volumes {
         let mut mount = json!({"volume": flag.volume});
         if flag.read_only {
             mount["read_only"] = json!(true);

@@ -5,9 +5,10 @@
 
 use super::view::{Demand, WorkerSeen};
 use enoki_api::cluster::{Cluster, ClusterSpec};
+use enoki_api::file::INSIDE;
 use enoki_api::instance::{EnvValue, InstanceSpec, Mount, Nic, RestartPolicy};
 use enoki_api::job::Job;
-use enoki_api::quantity::{Bytes, Span};
+use enoki_api::quantity::Span;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -114,6 +115,7 @@ pub fn driver(cluster: &Cluster, job: &Job, network: &str, master: Ipv4Addr) -> 
         [("SPARK_MASTER", master_url(master)), ("SPARK_DRIVER_MEMORY", format!("{heap}m"))],
     );
     spec.command = Some(submit(job));
+    spec.files = job.spec.all_files().map(|file| (file.name.clone(), file.content())).collect();
     spec
 }
 
@@ -139,9 +141,9 @@ fn driver_conf(spec: &ClusterSpec) -> BTreeMap<String, String> {
     ])
 }
 
-/// The words of `spark-submit` for a job whose files are in `/job`.
+/// The words of `spark-submit` for a job.
 fn submit(job: &Job) -> Vec<String> {
-    let at = |name: &str| format!("/job/{name}");
+    let at = |name: &str| format!("{INSIDE}/{name}");
     let mut words = vec![format!("{OWN}/driver")];
     for (flag, files) in
         [("--py-files", &job.spec.py_files), ("--jars", &job.spec.jars), ("--files", &job.spec.files)]
@@ -300,9 +302,4 @@ pub fn workers_wanted(spec: &ClusterSpec, job: &Job, demand: &Demand) -> u32 {
         Some(most) => wanted.min(most.div_ceil(own)),
         None => wanted,
     }
-}
-
-/// How much memory a worker has for its executor, for messages.
-pub fn executor_memory(spec: &ClusterSpec) -> Bytes {
-    Bytes(executor_heap(spec) * MIB)
 }

@@ -1,0 +1,420 @@
+//! Compute clusters: made, shown; jobs submitted to them, followed, killed.
+
+use super::context::{CALL, Context};
+use super::create::list;
+use super::failure::{Failure, NOT_RUN};
+use super::image::bring;
+use super::logs::{self, Part};
+use super::output;
+use super::run::{Pair, VolumeFlag, labels, mounts};
+use super::table;
+use super::wait::Waiting;
+use enoki_api::client::{ListOptions, LogOptions, Target, WriteOptions};
+use enoki_api::cluster::ClusterPhase;
+use enoki_api::job::JobPhase;
+use enoki_api::quantity::Span;
+use enoki_api::{Cluster, Job, Kind};
+use serde_json::{Map, Value, json};
+use std::path::Path;
+use std::str::FromStr;
+
+/// Compute clusters and their jobs
+#[derive(clap::Subcommand, Debug)]
+pub enum ClusterCommand {
+    Create(Box<Create>),
+    Submit(Box<Submit>),
+    /// Lists the clusters
+    List,
+    /// Lists the jobs of a cluster, the ended ones too
+    Jobs {
+        /// The cluster
+        name: String,
+    },
+    #[command(subcommand)]
+    Job(JobCommand),
+}
+
+/// Makes a cluster: a master and a pool of workers that grows and shrinks with its jobs
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+The least workers are there from the start, all of them or none. More come while tasks wait, and leave again when they
+had nothing to do for --idle; what they keep is handed on first. `enoki delete cluster NAME` removes all of it.
+
+Examples:
+  enoki cluster create lake --workers 1..8 --wait
+  enoki cluster create lake --workers 2..20 --worker-cpus 4 --worker-memory 8Gi --version 4.0.1
+  enoki cluster create lake --workers 1..8 --volume data:/data --conf spark.sql.shuffle.partitions=64")]
+pub struct Create {
+    name: String,
+    /// How many workers: at least and at most
+    #[arg(long, value_name = "MIN..MAX", default_value = "1..1")]
+    workers: Range,
+    /// Of the engine. Default: the newest there is an image of
+    #[arg(long)]
+    version: Option<String>,
+    /// The network of its instances. Default: one of its own
+    #[arg(long)]
+    network: Option<String>,
+    /// Of each worker: whole ones, each runs a task at a time
+    #[arg(long, value_name = "CPUS")]
+    worker_cpus: Option<String>,
+    /// Of each worker
+    #[arg(long, value_name = "SIZE")]
+    worker_memory: Option<String>,
+    /// How long a worker beyond the least has nothing to do before it leaves
+    #[arg(long, value_name = "DURATION")]
+    idle: Option<Span>,
+    /// A setting of the engine
+    #[arg(long = "conf", value_name = "KEY=VALUE")]
+    conf: Vec<Pair>,
+    /// A volume for workers and drivers, and where it is mounted
+    #[arg(long = "volume", value_name = "VOLUME:PATH[:ro]")]
+    volumes: Vec<VolumeFlag>,
+    /// A label
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    labels: Vec<Pair>,
+    /// Only tell whether it could be made
+    #[arg(long)]
+    dry_run: bool,
+    /// Wait until it is ready
+    #[arg(long)]
+    wait: bool,
+    /// How long to wait; when it takes longer, the exit code is 3 and the work goes on
+    #[arg(long, default_value = "300s", value_name = "DURATION")]
+    timeout: Span,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Range {
+    min: u32,
+    max: u32,
+}
+
+impl FromStr for Range {
+    type Err = String;
+
+    /// `1..8`, or `3` for three at all times. Whether that makes sense the server says.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (min, max) = text.split_once("..").unwrap_or((text, text));
+        let number = |text: &str| text.parse().map_err(|_| format!("`{text}` is not a number of workers, as in 1..8"));
+        Ok(Range { min: number(min)?, max: number(max)? })
+    }
+}
+
+/// Runs a program on a cluster
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+The program and its files are sent along. Its driver is an instance of its own, and so are its settings; what it prints is its
+log. With --wait that is passed on, and the exit code is the program's. Ctrl-C ends the waiting only.
+
+Examples:
+  enoki cluster submit lake pi.py --wait -- 100
+  enoki cluster submit lake job.py --py-files lib.zip --files rules.json --conf spark.executor.memory=2g
+  enoki cluster submit lake app.jar --class org.example.Main --retries 2")]
+pub struct Submit {
+    /// The cluster
+    name: String,
+    /// The program: a .py or a .jar
+    file: String,
+    /// Its arguments
+    #[arg(last = true)]
+    args: Vec<String>,
+    /// A setting of the engine, for this job
+    #[arg(long = "conf", value_name = "KEY=VALUE")]
+    conf: Vec<Pair>,
+    /// Modules that it imports: .py, .zip, .egg
+    #[arg(long, value_name = "FILE", value_delimiter = ',')]
+    py_files: Vec<String>,
+    /// Java archives
+    #[arg(long, value_name = "FILE", value_delimiter = ',')]
+    jars: Vec<String>,
+    /// Files that each executor finds in its folder
+    #[arg(long, value_name = "FILE", value_delimiter = ',')]
+    files: Vec<String>,
+    /// Packages of Maven, GROUP:ARTIFACT:VERSION
+    #[arg(long, value_name = "PACKAGE", value_delimiter = ',')]
+    packages: Vec<String>,
+    /// Of a .jar: the class whose main begins
+    #[arg(long)]
+    class: Option<String>,
+    /// Of the driver
+    #[arg(long, value_name = "CPUS")]
+    driver_cpus: Option<String>,
+    /// Of the driver
+    #[arg(long, value_name = "SIZE")]
+    driver_memory: Option<String>,
+    /// How often it is begun again after it failed
+    #[arg(long, value_name = "N")]
+    retries: Option<u32>,
+    /// Wait for its end, pass on what it prints, and exit as it did
+    #[arg(long)]
+    wait: bool,
+    /// How long to wait. Default: as long as it takes
+    #[arg(long, value_name = "DURATION", requires = "wait")]
+    timeout: Option<Span>,
+}
+
+/// One job
+#[derive(clap::Subcommand, Debug)]
+pub enum JobCommand {
+    /// Prints what a job's driver printed
+    Logs {
+        /// The cluster
+        name: String,
+        /// The job
+        id: String,
+        #[command(flatten)]
+        part: Part,
+    },
+    /// Ends a job; it does not come back
+    Kill {
+        /// The cluster
+        name: String,
+        /// The job
+        id: String,
+        /// Return as soon as the request is accepted
+        #[arg(long)]
+        no_wait: bool,
+        /// How long to wait
+        #[arg(long, default_value = "60s", value_name = "DURATION")]
+        timeout: Span,
+    },
+}
+
+pub async fn cluster(ctx: &Context, command: ClusterCommand) -> Result<u8, Failure> {
+    match command {
+        ClusterCommand::Create(args) => create(ctx, *args).await.map(|()| 0),
+        ClusterCommand::Submit(args) => submit(ctx, *args).await,
+        ClusterCommand::List => list(ctx, Kind::Cluster).await.map(|()| 0),
+        ClusterCommand::Jobs { name } => {
+            // Whether there is such a cluster: none has no jobs either.
+            ctx.read(Kind::Cluster, &name).await?;
+            let jobs = ctx.client.read_list(&below(ctx, &name), &ListOptions::default(), CALL).await?;
+            ctx.show_list(Kind::Job, &jobs.body).map(|()| 0)
+        }
+        ClusterCommand::Job(JobCommand::Logs { name, id, part }) => {
+            logs::print(ctx, below(ctx, &name).join(&id), part).await.map(|()| 0)
+        }
+        ClusterCommand::Job(JobCommand::Kill { name, id, no_wait, timeout }) => {
+            kill(ctx, &name, &id, no_wait, timeout).await.map(|()| 0)
+        }
+    }
+}
+
+/// Where a cluster's jobs are.
+fn below(ctx: &Context, cluster: &str) -> Target {
+    ctx.object(Kind::Cluster, cluster).join("jobs")
+}
+
+async fn create(ctx: &Context, args: Create) -> Result<(), Failure> {
+    let version = match args.version {
+        Some(version) => version,
+        None => newest(ctx).await?,
+    };
+    let mut workers = json!({"min": args.workers.min, "max": args.workers.max});
+    if let Some(cpus) = args.worker_cpus {
+        workers["cpus"] = json!(cpus);
+    }
+    if let Some(memory) = args.worker_memory {
+        workers["memory"] = json!(memory);
+    }
+    let mut spec = json!({"version": version, "workers": workers});
+    if let Some(network) = args.network {
+        spec["network"] = json!(network);
+    }
+    if let Some(idle) = args.idle {
+        spec["idle"] = json!(idle);
+    }
+    if !args.conf.is_empty() {
+        spec["spark_conf"] = labels(&args.conf).into();
+    }
+    if let Some(mounts) = mounts(&args.volumes)? {
+        spec["mounts"] = mounts;
+    }
+    let mut draft = json!({"kind": Kind::Cluster, "name": args.name, "spec": spec});
+    if !args.labels.is_empty() {
+        draft["labels"] = labels(&args.labels).into();
+    }
+    let options = WriteOptions { dry_run: args.dry_run, ..WriteOptions::default() };
+    let answer = ctx.client.create_value(ctx.kind(Kind::Cluster), &draft, &options, CALL).await?;
+    if args.dry_run {
+        return super::plan::show(ctx, Kind::Cluster, &args.name, "created", &answer.body);
+    }
+    if !args.wait {
+        return ctx.done(Kind::Cluster, &args.name, "created", &answer.body);
+    }
+    let waiting = Waiting::begin(args.timeout, format!("cluster/{}: starting", args.name));
+    let mut object = answer.body;
+    loop {
+        let seen: Cluster = table::decode(&object)?;
+        match seen.status.phase {
+            ClusterPhase::Ready => return ctx.done(Kind::Cluster, &args.name, "ready", &object),
+            ClusterPhase::Deleting => return Err(Failure::failed(format!("cluster/{} is being deleted", args.name))),
+            ClusterPhase::Pending | ClusterPhase::Starting | ClusterPhase::Degraded | ClusterPhase::Unknown => {}
+        }
+        waiting.pause(standing(&seen)).await?;
+        object = waiting.look(ctx, Kind::Cluster, &args.name).await?.unwrap_or(object);
+    }
+}
+
+/// `cluster/lake is starting: 1 of 2 workers are ready`.
+fn standing(seen: &Cluster) -> String {
+    let message = seen.status.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
+    format!("cluster/{} is {}{message}", seen.name, seen.status.phase)
+}
+
+/// The newest version that there is an image of.
+async fn newest(ctx: &Context) -> Result<String, Failure> {
+    let mut found: Option<(Vec<u64>, String)> = None;
+    for project in [ctx.project.as_str(), enoki_api::project::DEFAULT] {
+        let target = Target::kind(Kind::Image, Some(project));
+        // Of another project, which this token may not see: its images can be asked for by version all the same.
+        let Ok(images) = ctx.client.read_list(&target, &ListOptions::default(), CALL).await else { continue };
+        for name in images.body["items"].as_array().into_iter().flatten().filter_map(|item| item["name"].as_str()) {
+            let Some(version) = name.strip_prefix("enoki/spark:") else { continue };
+            let number = version.split('.').map(|part| part.parse().unwrap_or_default()).collect();
+            if found.as_ref().is_none_or(|(best, _)| *best < number) {
+                found = Some((number, version.to_owned()));
+            }
+        }
+    }
+    found.map(|(_, version)| version).ok_or_else(|| {
+        Failure::failed("there is no image of spark, so no version of it")
+            .hint("an operator builds and imports them with `make images-spark`; or name one with --version")
+    })
+}
+
+async fn submit(ctx: &Context, args: Submit) -> Result<u8, Failure> {
+    // Before anything is sent: whether there is somewhere to run it.
+    ctx.read(Kind::Cluster, &args.name).await?;
+    let mut spec = json!({"file": file(ctx, &args.file).await?, "args": args.args});
+    for (field, paths) in [("py_files", &args.py_files), ("jars", &args.jars), ("files", &args.files)] {
+        let mut sent = Vec::new();
+        for path in paths {
+            sent.push(file(ctx, path).await?);
+        }
+        spec[field] = json!(sent);
+    }
+    spec["packages"] = json!(args.packages);
+    spec["conf"] = labels(&args.conf).into();
+    let more = [
+        ("class", args.class.map(Value::from)),
+        ("cpus", args.driver_cpus.map(Value::from)),
+        ("memory", args.driver_memory.map(Value::from)),
+        ("retries", args.retries.map(Value::from)),
+    ];
+    if let Some(fields) = spec.as_object_mut() {
+        fields.extend(more.into_iter().filter_map(|(field, value)| Some((field.to_owned(), value?))));
+    }
+    let draft: Value = Map::from_iter([("kind".to_owned(), json!(Kind::Job)), ("spec".to_owned(), spec)]).into();
+    let answer = ctx.client.create_value(below(ctx, &args.name), &draft, &WriteOptions::default(), CALL).await?;
+    let job: Job = table::decode(&answer.body)?;
+    if !args.wait {
+        ctx.done(Kind::Job, &job.name, "submitted", &answer.body)?;
+        return Ok(0);
+    }
+    eprintln!("{} submitted", job.name);
+    follow(ctx, job, args.timeout.unwrap_or(Span(u64::MAX))).await
+}
+
+/// Sends a file, and says how a job names it.
+async fn file(ctx: &Context, path: &str) -> Result<Value, Failure> {
+    let name = Path::new(path).file_name().and_then(|name| name.to_str()).unwrap_or(path);
+    let (reader, length, bar) = bring(path).await?;
+    let sent = ctx.client.upload_file(&ctx.project, reader, length, UPLOAD).await;
+    bar.finish_and_clear();
+    let sent = sent?;
+    Ok(json!({"name": name, "digest": sent.digest, "size": sent.size}))
+}
+
+/// For one file: the largest there may be over a slow line.
+const UPLOAD: std::time::Duration = std::time::Duration::from_secs(30 * 60);
+
+/// Passes on what the job's driver prints, until the job has ended. The exit code is the job's.
+async fn follow(ctx: &Context, job: Job, timeout: Span) -> Result<u8, Failure> {
+    let waiting = Waiting::begin(timeout, format!("{} is queued", job.name));
+    let mut printed = Printed { of: below(ctx, &job.spec.cluster).join(&job.name), bytes: 0 };
+    let mut seen = job;
+    loop {
+        let state = match (&seen.status.phase, &seen.status.message) {
+            (phase, Some(message)) => format!("{} is {phase}: {message}", seen.name),
+            (phase, None) => format!("{} is {phase}", seen.name),
+        };
+        if seen.status.driver.is_some() {
+            printed.catch_up(ctx).await?;
+        }
+        if seen.status.ended() {
+            break;
+        }
+        waiting.pause(state).await?;
+        if let Some(object) = waiting.look(ctx, Kind::Job, &seen.name).await? {
+            seen = table::decode(&object)?;
+        }
+    }
+    drop(waiting);
+    let status = &seen.status;
+    let message = status.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
+    eprintln!("{} {}{message}", seen.name, status.phase);
+    let code = status.exit_code.and_then(|code| u8::try_from(code).ok());
+    Ok(match (status.phase, code) {
+        (JobPhase::Succeeded, _) => 0,
+        (_, Some(code)) if code != 0 => code,
+        // It never ran, or nobody knows how it ended.
+        (_, _) => NOT_RUN,
+    })
+}
+
+/// How much of a log was passed on.
+struct Printed {
+    of: Target,
+    bytes: usize,
+}
+
+impl Printed {
+    /// Passes on what is new. A log that cannot be read now is read at the next look.
+    async fn catch_up(&mut self, ctx: &Context) -> Result<(), Failure> {
+        let Ok(mut text) = ctx.client.logs(self.of.clone(), &LogOptions::default(), CALL).await else { return Ok(()) };
+        let mut skip = self.bytes;
+        while let Some(Ok(piece)) = text.next().await {
+            let known = skip.min(piece.len());
+            skip -= known;
+            if known < piece.len() {
+                output::text(&piece[known..])?;
+                self.bytes += piece.len() - known;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn kill(ctx: &Context, name: &str, id: &str, no_wait: bool, timeout: Span) -> Result<(), Failure> {
+    let target = below(ctx, name).join(id);
+    let accepted = ctx.client.action(target, "kill", None, &WriteOptions::default(), CALL).await?.body;
+    if no_wait {
+        return ctx.done(Kind::Job, id, "kill accepted", &accepted);
+    }
+    let waiting = Waiting::begin(timeout, format!("{id}: being killed"));
+    let mut object = accepted;
+    loop {
+        let seen: Job = table::decode(&object)?;
+        if seen.status.ended() {
+            return ctx.done(Kind::Job, id, &seen.status.phase.to_string(), &object);
+        }
+        waiting.pause(format!("{id} is {}", seen.status.phase)).await?;
+        object = waiting.look(ctx, Kind::Job, id).await?.unwrap_or(object);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges() {
+        assert_eq!("1..8".parse(), Ok(Range { min: 1, max: 8 }));
+        assert_eq!("3".parse(), Ok(Range { min: 3, max: 3 }));
+        for wrong in ["", "1..", "..8", "1-8", "1...8", "-1..2"] {
+            wrong.parse::<Range>().unwrap_err();
+        }
+    }
+}
