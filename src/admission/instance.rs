@@ -175,3 +175,149 @@ fn refuse_unchangeable(old: &InstanceSpec, new: &InstanceSpec) -> Result<(), Pro
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{compares, object, place, shop, tombstones, web, writes};
+    use super::*;
+    use crate::store::Compare;
+    use enoki_api::host::HostPhase;
+    use enoki_api::object::Uid;
+    use enoki_api::protocol::Orphan;
+    use enoki_api::quantity::{Bytes, MilliCpu};
+    use serde_json::json;
+    use std::sync::Arc;
+
+    const ASSIGNMENT: &str = "/enoki/v1/assignments/shop/web1";
+
+    /// The project's one instance, and where it is: on host h1 in this phase, or nowhere.
+    fn with_web(phase: Option<HostPhase>) -> (Snapshot, Arc<Row<InstanceSpec>>) {
+        let mut snapshot = shop(json!({}));
+        let web = web(json!({"disk_size": "1Gi", "nics": {"eth0": {"network": "blue"}}}));
+        if let Some(phase) = phase {
+            place(&mut snapshot, &web, "h1", phase);
+        }
+        snapshot.seed_instance(web);
+        let row = row(&snapshot);
+        (snapshot, row)
+    }
+
+    fn row(snapshot: &Snapshot) -> Arc<Row<InstanceSpec>> {
+        snapshot.instances.get("shop", "web1").unwrap().clone()
+    }
+
+    /// The same on its way out.
+    fn leaving(mut snapshot: Snapshot) -> Snapshot {
+        let mut leaving = row(&snapshot).object.clone();
+        leaving.deleted_at = Some(Timestamp::UNIX_EPOCH);
+        snapshot.seed_instance(leaving);
+        snapshot
+    }
+
+    /// The tombstones of all of it, on host h1.
+    fn doomed(instance: &Instance) -> [(Doomed, Uid, Option<String>); 2] {
+        let host = Some("h1".to_owned());
+        let disk = disk_uid(&instance.uid, instance.spec.rebuild_count);
+        [(Doomed::Instance, instance.uid.clone(), host.clone()), (Doomed::Disk, disk, host)]
+    }
+
+    #[test]
+    fn an_orphans_name_is_held() {
+        let live = Live::default();
+        let made = |name: &str| {
+            let mut instance = object(name, json!({"image": "web:1", "nics": {}}));
+            create(&shop(json!({})), &live, &mut instance, Txn::new())
+        };
+        let uid = Uid::random();
+        let orphan = json!({"project": "shop", "name": "web1", "uid": uid, "phase": "running"});
+        live.seed_orphans("h1", vec![serde_json::from_value::<Orphan>(orphan).unwrap()]);
+        let refused = made("web1").unwrap_err();
+        assert_eq!((refused.code, refused.holder), (Code::AlreadyExists, Some(uid.to_string())));
+        assert!(made("web2").is_ok());
+    }
+
+    #[test]
+    fn what_the_image_means_is_written_down_and_still_so_then() {
+        let snapshot = shop(json!({}));
+        let mut instance = web(json!({}));
+        let txn = resolve(&snapshot, &mut instance, Txn::new()).unwrap();
+        assert_eq!(instance.spec.resolved.as_ref().map(|image| image.digest.as_str()), Some("sha256:2"));
+        assert!(compares(&txn, Compare::ModRevision("/enoki/v1/images/shop/web:1".into(), 5)), "{txn:?}");
+        instance.spec.image = "elsewhere:1".into();
+        assert_eq!(resolve(&snapshot, &mut instance, Txn::new()).unwrap(), Txn::new());
+        assert_eq!(instance.spec.resolved, None);
+    }
+
+    #[test]
+    fn an_older_copy_does_not_turn_back_what_was_done() {
+        let (mut snapshot, older) = with_web(None);
+        let mut now = older.object.clone();
+        (now.spec.restart_count, now.spec.rebuild_count) = (3, 2);
+        resolve(&snapshot, &mut now, Txn::new()).unwrap();
+        snapshot.seed_instance(now.clone());
+        let mut new = older.object.clone();
+        update(&snapshot, &row(&snapshot), &mut new, Txn::new()).unwrap();
+        assert_eq!(new.spec, now.spec);
+    }
+
+    #[test]
+    fn changes_go_by_their_class() {
+        let (snapshot, row) = with_web(None);
+        let code = |change: &dyn Fn(&mut InstanceSpec)| {
+            let mut new = row.object.clone();
+            change(&mut new.spec);
+            update(&snapshot, &row, &mut new, Txn::new()).err().map(|refused| refused.code)
+        };
+        assert_eq!(code(&|spec| spec.cpus = Some(MilliCpu(500))), None);
+        assert_eq!(code(&|spec| spec.image = "other:1".into()), Some(Code::NeedsRebuild));
+        assert_eq!(code(&|spec| spec.disk_size = Some(Bytes(2 << 30))), None, "a disk grows");
+        assert_eq!(code(&|spec| spec.disk_size = Some(Bytes(1 << 20))), Some(Code::InvalidField));
+        assert_eq!(code(&|spec| spec.disk_size = None), Some(Code::ImmutableField));
+    }
+
+    #[test]
+    fn what_is_destroyed_gets_its_tombstone_where_it_is() {
+        let (snapshot, row) = with_web(Some(HostPhase::Ready));
+        let (txn, deletion) = delete(&snapshot, &row, Txn::new()).unwrap();
+        assert_eq!(deletion, Deletion::Marked);
+        assert_eq!(tombstones(&txn), doomed(&row.object));
+        assert!(compares(&txn, Compare::ModRevision(ASSIGNMENT.into(), 9)), "{txn:?}");
+        let (snapshot, row) = with_web(None);
+        let (txn, _) = delete(&snapshot, &row, Txn::new()).unwrap();
+        assert_eq!(tombstones(&txn), [(Doomed::Instance, row.object.uid.clone(), None)], "it has no disk");
+        assert!(compares(&txn, Compare::Absent(ASSIGNMENT.into())), "not placed meanwhile: {txn:?}");
+    }
+
+    #[test]
+    fn a_rebuild_destroys_the_old_disk_alone() {
+        let (snapshot, old) = with_web(Some(HostPhase::Ready));
+        let (txn, new) = rebuild(&snapshot, &old, "web:1").unwrap();
+        assert_eq!(tombstones(&txn), doomed(&old.object)[1..]);
+        assert_eq!((new.spec.rebuild_count, new.generation), (1, 2));
+        assert!(compares(&txn, Compare::ModRevision(ASSIGNMENT.into(), 9)), "{txn:?}");
+        let own = Compare::ModRevision("/enoki/v1/instances/shop/web1".into(), 5);
+        assert!(compares(&txn, own) && writes(&txn).contains(&"+instances/shop/web1".to_owned()), "{txn:?}");
+        let (snapshot, old) = with_web(None);
+        let (txn, _) = rebuild(&snapshot, &old, "web:1").unwrap();
+        assert_eq!(writes(&txn), ["+instances/shop/web1"], "there is no disk yet");
+        let snapshot = leaving(snapshot);
+        assert_eq!(rebuild(&snapshot, &row(&snapshot), "web:1").unwrap_err().code, Code::Deleting);
+    }
+
+    #[test]
+    fn force_goes_past_a_host_only_when_that_is_silent() {
+        let (snapshot, old) = with_web(None);
+        assert_eq!(force(&snapshot, &old, Txn::new()).unwrap(), None);
+        let (snapshot, old) = with_web(Some(HostPhase::Degraded));
+        let refused = force(&snapshot, &old, Txn::new()).unwrap_err();
+        assert_eq!((refused.code, refused.holder.as_deref()), (Code::HostReachable, Some("h1")));
+        let (snapshot, old) = with_web(Some(HostPhase::Lost));
+        let txn = force(&snapshot, &old, Txn::new()).unwrap().unwrap();
+        assert_eq!(tombstones(&txn), doomed(&old.object));
+        let keys = ["-status/instances/shop/web1", "-assignments/shop/web1"];
+        assert_eq!(writes(&txn)[2..], keys);
+        let snapshot = leaving(snapshot);
+        let txn = force(&snapshot, &row(&snapshot), Txn::new()).unwrap().unwrap();
+        assert_eq!(writes(&txn), keys, "its tombstones are there already");
+    }
+}

@@ -31,6 +31,8 @@ pub mod quota;
 mod references;
 pub mod segment;
 pub mod system;
+#[cfg(test)]
+mod tests;
 mod tombstone;
 pub mod volume;
 

@@ -81,3 +81,74 @@ pub fn guarded(snapshot: &Snapshot, txn: Txn) -> Result<Txn, Problem> {
     };
     Ok(txn.put(guard, "{}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{compares, object, shop, web, writes};
+    use super::*;
+    use crate::store::Compare;
+    use enoki_api::instance::{AddressClaim, Mac};
+    use enoki_api::object::Uid;
+    use jiff::Timestamp;
+    use serde_json::{Value, json};
+    use std::net::IpAddr;
+    use std::sync::Arc;
+
+    fn named(name: &str, spec: Value) -> Network {
+        object(name, spec)
+    }
+
+    fn vxlan(segment: Option<u32>) -> Network {
+        named("blue", json!({"type": "vxlan", "cidr": "198.18.100.0/24", "segment": segment}))
+    }
+
+    #[test]
+    fn no_two_ranges_overlap() {
+        let snapshot = shop(json!({}));
+        for cidr in ["198.18.100.128/25", "198.18.0.0/16", "198.18.100.0/24"] {
+            let refused =
+                create(&snapshot, &mut named("red", json!({"cidr": cidr})), Txn::new()).unwrap_err();
+            assert_eq!(
+                (refused.code, refused.holder.as_deref()),
+                (Code::CidrTaken, Some("network shop/blue"))
+            );
+        }
+        let mut red = named("red", json!({"cidr": "198.18.101.0/24"}));
+        let txn = create(&snapshot, &mut red, Txn::new()).unwrap();
+        assert!(compares(&txn, Compare::Absent("/enoki/v1/segments/guard/0".into())), "{txn:?}");
+        assert_eq!((writes(&txn), red.spec.segment), (vec!["+segments/guard/0".to_owned()], None));
+        let refused = create(&shop(json!({"networks": 1})), &mut red, Txn::new()).unwrap_err();
+        assert_eq!(refused.code, Code::QuotaExceeded);
+    }
+
+    #[test]
+    fn a_network_stays_as_it_was_made() {
+        let mut snapshot = shop(json!({}));
+        snapshot.seed_network(vxlan(Some(4096)));
+        let row = snapshot.networks.get("shop", "blue").unwrap();
+        let mut left_out = vxlan(None);
+        assert!(update(row, &mut left_out, Txn::new()).is_ok());
+        assert_eq!(left_out.spec.segment, Some(4096));
+        let refused = update(row, &mut vxlan(Some(4097)), Txn::new()).unwrap_err();
+        assert_eq!(refused.code, Code::ImmutableField);
+    }
+
+    #[test]
+    fn a_network_goes_with_its_segment_and_what_is_held_on_it() {
+        let mut snapshot = shop(json!({}));
+        snapshot.seed_network(vxlan(Some(4096)));
+        let (uid, since, held_until) = (Uid::random(), Timestamp::UNIX_EPOCH, Some(Timestamp::MAX));
+        let mac = Mac::derive(&uid, "eth0");
+        let claim = AddressClaim { instance: "shop/old".into(), uid, mac, since, held_until };
+        let at = ("shop".to_owned(), "blue".to_owned(), IpAddr::from([198, 18, 100, 9]));
+        snapshot.addresses.insert(at, Arc::new((claim, 4)));
+        let row = snapshot.networks.get("shop", "blue").unwrap().clone();
+        let (txn, deletion) = delete(&snapshot, &row, Txn::new()).unwrap();
+        assert_eq!(deletion, Deletion::Done);
+        let wanted = ["+segments/guard/0", "-segments/vxlan/4096", "-addresses/shop/blue/198.18.100.9"];
+        assert_eq!(writes(&txn), wanted);
+        snapshot.seed_instance(web(json!({"nics": {"eth0": {"network": "blue"}}})));
+        let refused = delete(&snapshot, &row, Txn::new()).unwrap_err();
+        assert_eq!((refused.code, refused.holder.as_deref()), (Code::InUse, Some("instance shop/web1")));
+    }
+}

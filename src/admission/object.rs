@@ -149,3 +149,77 @@ pub fn refuse_used(place: Place, users: Vec<String>) -> Result<(), Problem> {
     Err(Problem::new(Code::InUse, format!("{place} is used by {}{more}", shown.join(", ")))
         .holder(users[0].clone()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{PROJECT, compares, object, shop, writes};
+    use super::*;
+    use crate::store::Compare;
+    use enoki_api::volume::VolumeSpec;
+    use serde_json::json;
+
+    fn volume(name: &str) -> Object<VolumeSpec> {
+        object(name, json!({}))
+    }
+
+    #[test]
+    fn a_new_object_needs_its_place_and_its_project() {
+        let mut snapshot = shop(json!({}));
+        let txn = vacant(&snapshot, &snapshot.volumes, &volume("more")).unwrap();
+        assert!(compares(&txn, Compare::Absent("/enoki/v1/volumes/shop/more".into())), "{txn:?}");
+        assert!(compares(&txn, Compare::ModRevision(PROJECT.into(), 3)), "its quota may be another: {txn:?}");
+        snapshot.undecodable.insert("/enoki/v1/volumes/shop/strange".into(), "no spec".into());
+        let mut leaving = volume("leaving");
+        leaving.deleted_at = Some(Timestamp::UNIX_EPOCH);
+        snapshot.seed_volume(leaving);
+        let mut stray = volume("stray");
+        stray.project = Some("nobody's".into());
+        for (object, code) in [
+            (volume("data"), Code::AlreadyExists),
+            (volume("leaving"), Code::Deleting),
+            (volume("strange"), Code::Undecodable),
+            (stray, Code::NotFound),
+        ] {
+            let refused = vacant(&snapshot, &snapshot.volumes, &object).unwrap_err();
+            assert_eq!(refused.code, code, "{refused}");
+        }
+    }
+
+    #[test]
+    fn what_is_as_it_was_writes_nothing() {
+        let snapshot = shop(json!({}));
+        let row = snapshot.volumes.get("shop", "data").unwrap();
+        let txn = unchanged(row).unwrap();
+        assert!(compares(&txn, Compare::ModRevision("/enoki/v1/volumes/shop/data".into(), 5)), "{txn:?}");
+        let mut new = row.object.clone();
+        assert_eq!(changed(row, &mut new, txn.clone()).unwrap(), None);
+        new.labels.insert("tier".into(), "db".into());
+        assert!(changed(row, &mut new, txn.clone()).unwrap().is_some());
+        assert_eq!(new.generation, 1, "labels are not the spec");
+        new.spec.path = Some("/srv".into());
+        assert_eq!(writes(&changed(row, &mut new, txn).unwrap().unwrap()), ["+volumes/shop/data"]);
+        assert_eq!(new.generation, 2);
+    }
+
+    #[test]
+    fn what_a_host_has_to_confirm_stays_until_then() {
+        let snapshot = shop(json!({}));
+        let row = snapshot.volumes.get("shop", "data").unwrap();
+        let (txn, _) = removed(row, (unchanged(row).unwrap(), Deletion::Done)).unwrap();
+        assert_eq!(writes(&txn), ["-volumes/shop/data"]);
+        let (txn, marked) = removed(row, (unchanged(row).unwrap(), Deletion::Marked)).unwrap();
+        assert_eq!(writes(&txn), ["+volumes/shop/data"]);
+        assert!(marked.deleted_at.is_some());
+        assert_eq!(refuse_deleting(&marked).unwrap_err().code, Code::Deleting);
+    }
+
+    #[test]
+    fn users_are_named_up_to_a_handful() {
+        let place = || volume("data").key();
+        assert!(refuse_used(place(), Vec::new()).is_ok());
+        let users = (0..7).map(|number| format!("instance shop/i{number}")).collect();
+        let refused = refuse_used(place(), users).unwrap_err();
+        assert_eq!((refused.code, refused.holder.as_deref()), (Code::InUse, Some("instance shop/i0")));
+        assert!(refused.detail.ends_with("instance shop/i4 and 2 more"), "{refused}");
+    }
+}

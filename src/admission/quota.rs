@@ -40,3 +40,48 @@ pub fn counted(snapshot: &Snapshot, project: &str, txn: Txn) -> Result<Txn, Prob
         false => Ok(txn.put(key(Key::quota(project))?, "{}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{PROJECT, compares, shop, web, writes};
+    use super::*;
+    use crate::store::Compare;
+    use enoki_api::error::Code;
+    use serde_json::json;
+
+    const GUARD: &str = "/enoki/v1/quotas/shop";
+
+    #[test]
+    fn what_nothing_bounds_costs_a_compare_and_no_write() {
+        for quota in [json!({}), json!({"volumes": 1})] {
+            let txn = within(&shop(quota), "shop", Asked::Network, Txn::new()).unwrap();
+            assert_eq!(txn.compares, [Compare::ModRevision(PROJECT.into(), 3)]);
+            assert!(txn.ops.is_empty(), "{txn:?}");
+        }
+        let web = web(json!({"cpus": "1"})).spec;
+        let same = Asked::Instance { before: Some(&web), wanted: &web };
+        assert_eq!(within(&shop(json!({"cpus": "0.1"})), "shop", same, Txn::new()).unwrap(), Txn::new());
+    }
+
+    #[test]
+    fn of_two_that_grow_what_is_bounded_one_loses() {
+        let mut snapshot = shop(json!({"networks": 2}));
+        let txn = within(&snapshot, "shop", Asked::Network, Txn::new()).unwrap();
+        assert!(compares(&txn, Compare::Absent(GUARD.into())), "{txn:?}");
+        assert_eq!(writes(&txn), ["+quotas/shop"]);
+        snapshot.guards.insert(GUARD.into(), 8);
+        let txn = within(&snapshot, "shop", Asked::Network, Txn::new()).unwrap();
+        assert!(compares(&txn, Compare::ModRevision(GUARD.into(), 8)), "{txn:?}");
+        let full = within(&shop(json!({"networks": 1})), "shop", Asked::Network, Txn::new()).unwrap_err();
+        assert_eq!(full.code, Code::QuotaExceeded);
+        let none = within(&snapshot, "nobody's", Asked::Network, Txn::new()).unwrap_err();
+        assert_eq!(none.code, Code::NotFound);
+    }
+
+    #[test]
+    fn what_is_never_refused_is_still_counted_in() {
+        assert_eq!(counted(&shop(json!({})), "shop", Txn::new()).unwrap(), Txn::new());
+        let txn = counted(&shop(json!({"networks": 0})), "shop", Txn::new()).unwrap();
+        assert_eq!((writes(&txn), txn.compares.len()), (vec!["+quotas/shop".to_owned()], 0));
+    }
+}

@@ -51,3 +51,48 @@ pub(super) fn references(snapshot: &Snapshot, instance: &Instance, mut txn: Txn)
     }
     Ok(txn)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{object, shop, web};
+    use super::*;
+    use crate::store::Compare;
+    use jiff::Timestamp;
+    use serde_json::json;
+
+    #[test]
+    fn networks_and_volumes_stay_until_the_write() {
+        let all = json!({
+            "nics": {"eth0": {"network": "blue"}, "eth1": {"network": "blue", "address": "198.18.100.9"}},
+            "mounts": {"/data": {"volume": "data"}},
+            "env": {"A": "plain", "B": {"secret": "keys", "key": "k"}},
+        });
+        let txn = references(&shop(json!({})), &web(all), Txn::new()).unwrap();
+        let present = |what: &str| Compare::Present(format!("/enoki/v1/{what}"));
+        assert_eq!(txn.compares, [present("networks/shop/blue"), present("volumes/shop/data")]);
+        assert!(txn.ops.is_empty(), "{txn:?}");
+    }
+
+    #[test]
+    fn what_is_not_there_is_told_by_its_field() {
+        let mut snapshot = shop(json!({}));
+        let mut red = object("red", json!({"cidr": "198.18.101.0/24"}));
+        red.deleted_at = Some(Timestamp::UNIX_EPOCH);
+        snapshot.seed_network(red);
+        let nic = |network: &str, address: Option<&str>| json!({"nics": {"eth0": {"network": network, "address": address}}});
+        let secret = |secret: &str, key: &str| json!({"env": {"A": {"secret": secret, "key": key}}});
+        let mount = json!({"mounts": {"/data": {"volume": "none"}}});
+        for (spec, code, field) in [
+            (nic("green", None), Code::UnknownReference, "spec.nics.eth0.network"),
+            (nic("red", None), Code::UnknownReference, "spec.nics.eth0.network"),
+            (nic("blue", Some("198.18.101.9")), Code::AddressOutsideNetwork, "spec.nics.eth0.address"),
+            (nic("blue", Some("198.18.100.1")), Code::AddressOutsideNetwork, "spec.nics.eth0.address"),
+            (mount, Code::UnknownReference, "spec.mounts./data.volume"),
+            (secret("none", "k"), Code::UnknownReference, "spec.env.A.secret"),
+            (secret("keys", "none"), Code::UnknownReference, "spec.env.A.key"),
+        ] {
+            let refused = references(&snapshot, &web(spec), Txn::new()).unwrap_err();
+            assert_eq!((refused.code, refused.field.as_deref()), (code, Some(field)), "{refused}");
+        }
+    }
+}

@@ -63,3 +63,46 @@ fn lasting_uid(project: &str, cidr: Ipv4Net) -> Uid {
     let name = format!("{project}/{DEFAULT_NETWORK}/{cidr}");
     Uid::from(uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, name.as_bytes()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{shop, writes};
+    use super::*;
+    use crate::store::Op;
+    use serde_json::json;
+
+    fn networks(pool: &str, kind: NetworkKind) -> SystemNetworks {
+        SystemNetworks { pool: pool.parse().unwrap(), kind }
+    }
+
+    #[test]
+    fn a_network_of_the_systems_gets_the_next_free_range() {
+        let snapshot = shop(json!({}));
+        let from = |pool| network(networks(pool, NetworkKind::Local), &snapshot, "shop", "lake");
+        let lake = from("198.18.100.0/22").unwrap();
+        let wanted = json!({"type": "local", "cidr": "198.18.101.0/24", "gateway": "host", "egress": "nat"});
+        assert_eq!(serde_json::to_value(&lake.spec).unwrap(), wanted, "the first is that of network blue");
+        assert_eq!(from("198.18.100.0/24").unwrap_err().code, Code::CidrTaken);
+        assert_eq!(from("198.18.102.0/26").unwrap().spec.cidr, "198.18.102.0/26".parse().unwrap());
+    }
+
+    #[test]
+    fn a_project_has_its_default_network_whatever_its_quota() {
+        let snapshot = shop(json!({"networks": 0}));
+        let made = |kind| {
+            let networks = networks("198.19.0.0/16", kind);
+            with_default_network(networks, &snapshot, "shop", Txn::new()).unwrap()
+        };
+        assert_eq!(writes(&made(NetworkKind::Local)), ["+segments/guard/0", "+networks/shop/default"]);
+        let vxlan = made(NetworkKind::Vxlan);
+        let wanted = ["+segments/guard/0", "+segments/vxlan/4096", "+networks/shop/default"];
+        assert_eq!(writes(&vxlan), wanted);
+        let uid = |txn: Txn| match txn.ops.last() {
+            Some(Op::Put { value, .. }) => {
+                serde_json::from_slice::<serde_json::Value>(value).unwrap()["uid"].clone()
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(uid(vxlan), uid(made(NetworkKind::Vxlan)), "also in a store that was lost and made anew");
+    }
+}

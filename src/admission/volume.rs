@@ -66,3 +66,79 @@ fn without_status(row: &Row<VolumeSpec>, txn: Txn) -> Result<Txn, Problem> {
     let (project, name) = row.at();
     Ok(txn.delete(key(Key::status("volumes", Some(&project), &name))?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{object, shop, tombstones, web, writes};
+    use super::*;
+    use enoki_api::host::{HostPhase, HostSpec, HostStatus};
+    use enoki_api::object::Object;
+    use enoki_api::volume::VolumeStatus;
+    use jiff::Timestamp;
+    use serde_json::json;
+    use std::sync::Arc;
+
+    /// The project's volume `data`, of this kind, on host h1 in this phase.
+    fn on_h1(kind: &str, phase: HostPhase) -> Snapshot {
+        let mut snapshot = shop(json!({}));
+        snapshot.seed_volume(object("data", json!({"type": kind})));
+        let status = VolumeStatus { host: Some("h1".into()), used_by: Vec::new() };
+        snapshot.volume_status.insert(("shop".into(), "data".into()), Arc::new(status));
+        let host = Object::new(None, "h1", Default::default(), HostSpec::default(), Timestamp::UNIX_EPOCH);
+        snapshot.seed_host(host, HostStatus { phase, ..HostStatus::default() });
+        snapshot
+    }
+
+    fn data(snapshot: &Snapshot) -> Arc<Row<VolumeSpec>> {
+        snapshot.volumes.get("shop", "data").unwrap().clone()
+    }
+
+    #[test]
+    fn only_what_a_host_has_needs_a_tombstone() {
+        for (snapshot, ends, buried) in [
+            (shop(json!({})), Deletion::Done, false),
+            (on_h1("local", HostPhase::Ready), Deletion::Marked, true),
+            (on_h1("shared", HostPhase::Ready), Deletion::Done, false),
+        ] {
+            let row = data(&snapshot);
+            let (txn, deletion) = delete(&snapshot, &row, Txn::new()).unwrap();
+            assert_eq!(deletion, ends);
+            let wanted = (Doomed::Volume, row.object.uid.clone(), Some("h1".to_owned()));
+            assert_eq!(tombstones(&txn), Vec::from_iter(buried.then_some(wanted)));
+            assert_eq!(writes(&txn).contains(&"-status/volumes/shop/data".to_owned()), !buried);
+        }
+    }
+
+    #[test]
+    fn what_an_instance_mounts_stays() {
+        let mut snapshot = shop(json!({}));
+        snapshot.seed_instance(web(json!({"mounts": {"/data": {"volume": "data"}}})));
+        let refused = delete(&snapshot, &data(&snapshot), Txn::new()).unwrap_err();
+        assert_eq!((refused.code, refused.holder.as_deref()), (Code::InUse, Some("instance shop/web1")));
+    }
+
+    #[test]
+    fn a_volume_stays_as_it_was_made() {
+        let row = data(&shop(json!({})));
+        assert!(update(&row, &row.object, Txn::new()).is_ok());
+        let moved = object("data", json!({"type": "shared", "path": "/srv"}));
+        assert_eq!(update(&row, &moved, Txn::new()).unwrap_err().code, Code::ImmutableField);
+    }
+
+    #[test]
+    fn force_goes_past_a_host_only_when_that_is_silent() {
+        let nowhere = shop(json!({}));
+        assert_eq!(force(&nowhere, &data(&nowhere), Txn::new()).unwrap(), None);
+        let ready = on_h1("local", HostPhase::Ready);
+        let refused = force(&ready, &data(&ready), Txn::new()).unwrap_err();
+        assert_eq!(refused.code, Code::HostReachable);
+        let mut lost = on_h1("local", HostPhase::Lost);
+        let txn = force(&lost, &data(&lost), Txn::new()).unwrap().unwrap();
+        assert_eq!((writes(&txn).len(), tombstones(&txn).len()), (2, 1), "{txn:?}");
+        let mut leaving = data(&lost).object.clone();
+        leaving.deleted_at = Some(Timestamp::UNIX_EPOCH);
+        lost.seed_volume(leaving);
+        let txn = force(&lost, &data(&lost), Txn::new()).unwrap().unwrap();
+        assert_eq!(writes(&txn), ["-status/volumes/shop/data"], "its tombstone is there already");
+    }
+}

@@ -320,3 +320,17 @@ impl Live {
         inner.hosts.get(host).map(|live| live.outbox.clone()).filter(|outbox| !outbox.is_closed())
     }
 }
+
+/// For tests of what asks for orphans: a host that has said hello and has these.
+#[cfg(test)]
+impl Live {
+    pub fn seed_orphans(&self, host: &str, orphans: Vec<Orphan>) {
+        let health = serde_json::json!({"phase": "ready"});
+        let uid = Uid::random();
+        let hello = serde_json::json!({
+            "version": 1, "host": host, "uid": uid, "capacity": {}, "cgroup": "v2", "health": health,
+        });
+        self.join(serde_json::from_value(hello).unwrap(), "s1", mpsc::channel(1).0).unwrap();
+        self.orphans(host, orphans);
+    }
+}

@@ -464,6 +464,14 @@ impl Snapshot {
         self.instances.seed(instance);
     }
 
+    pub fn seed_project(&mut self, project: Object<ProjectSpec>) {
+        self.projects.seed(project);
+    }
+
+    pub fn seed_secret(&mut self, secret: Object<SecretSpec>) {
+        self.secrets.seed(secret);
+    }
+
     pub fn seed_network(&mut self, network: Object<NetworkSpec>) {
         self.networks.seed(network);
     }
