@@ -6,7 +6,7 @@
 //! a transaction: a second one would be planned without the first. [`http`](crate::http) writes what users ask for,
 //! controllers what Enoki makes for itself. A new object, a changed one and one that goes:
 //!
-//! ```ignore
+//! ```text
 //! complete(&mut instance.spec, &instance.name)?;
 //! let txn = vacant(&snapshot, &snapshot.instances, &instance)?;
 //! let txn = instance::create(&snapshot, &live, &mut instance, txn)?;
