@@ -4,7 +4,7 @@
 mod machines;
 
 use enoki_harness::{Cloud, Lab, Signal, address, eventually, is_root};
-use machines::{SOON, instance, phase, steps};
+use machines::{COUNTER, Running, SOON, instance, phase, steps, well};
 use serde_json::{Value, json};
 
 const FILES: &str = "/v1/projects/default/files";
@@ -174,7 +174,8 @@ fn found_in_the_instance(lab: &Lab) {
         let refused = cloud.enoki(&["exec", "driver", "--", "sh", "-c", script]);
         assert!(refused.code() != 0 && refused.stderr.contains("Read-only"), "{script}: {refused}");
     }
-    // It goes on and is started again whatever becomes of agent and bytes elsewhere.
+    let runs = Running::start(cloud, "runs", &["--require", "zone=a"], COUNTER);
+    // It is made anew whatever becomes of the agent and of the bytes elsewhere; its neighbour notices nothing.
     let keeper = other.kill("supervisor", Signal::SIGSTOP);
     other.kill("docker-registry", Signal::SIGKILL);
     cloud.kill("agent", Signal::SIGKILL);
@@ -190,6 +191,8 @@ fn found_in_the_instance(lab: &Lab) {
         201 => Ok(()),
         status => Err(status),
     });
+    runs.unchanged(cloud);
+    well(cloud, "runs");
     // Its owner's, not its users'.
     let at = "/v1/projects/default/instances/driver";
     assert_eq!(cloud.api("DELETE", at, None).expect(409).problem(), "owned");
