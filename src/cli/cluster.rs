@@ -36,6 +36,8 @@ pub enum ClusterCommand {
 
 /// Makes a cluster: a master and a pool of workers that grows and shrinks with its jobs
 #[derive(clap::Args, Debug)]
+// Its own --version is the engine's.
+#[command(disable_version_flag = true)]
 #[command(after_help = "\
 The least workers are there from the start, all of them or none. More come while tasks wait, and leave again when they
 had nothing to do for --idle; what they keep is handed on first. `enoki delete cluster NAME` removes all of it.

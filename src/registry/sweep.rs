@@ -38,7 +38,11 @@ pub fn files_in_use(snapshot: &Snapshot) -> BTreeSet<Wanted> {
         let project = row.object.project.as_deref().unwrap_or_default();
         row.object.spec.files.values().map(move |file| (project, &file.digest))
     });
-    instances.filter_map(|(project, digest)| Wanted::parse(project, digest)).collect()
+    let jobs = snapshot.jobs.of(None).flat_map(|row| {
+        let project = row.object.project.as_deref().unwrap_or_default();
+        row.object.spec.all_files().map(move |file| (project, &file.digest))
+    });
+    instances.chain(jobs).filter_map(|(project, digest)| Wanted::parse(project, digest)).collect()
 }
 
 /// PURE: which of the files that are kept, each with its age, go now.

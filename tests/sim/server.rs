@@ -13,7 +13,7 @@ use enoki::auth::audit::Audit;
 use enoki::auth::ca::Pki;
 use enoki::auth::seal::Sealer;
 use enoki::config::ServerConfig;
-use enoki::controller;
+use enoki::controller::{self, Ways};
 use enoki::dispatch::{self, Broker, Dispatch, Events, Fanout, Live};
 use enoki::http::{self, App};
 use enoki::listen::Peer;
@@ -103,6 +103,7 @@ impl Server {
             ServerConfig { name: name.clone(), pool: POOL.parse().expect("a network"), ..Default::default() };
         let networks = SystemNetworks { pool: config.pool, kind: NetworkKind::Local };
         let peers = Peers::new(state.clone(), pki.clone(), me.clone());
+        let ways = Ways { broker: broker.clone(), live: live.clone(), peers: peers.clone() };
         let api = http::router(App::new(
             state.clone(),
             of_api.clone(),
@@ -141,6 +142,8 @@ impl Server {
             live: live.clone(),
             events,
             policy: site.policy,
+            networks,
+            ways,
         };
         let mut pace = controller::Pace::default();
         if site.broken == Some(Broken::NoSlowTimer) {

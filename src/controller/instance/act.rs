@@ -351,13 +351,18 @@ fn json<T: serde::Serialize>(value: &T) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dispatch::{Events, Live};
+    use crate::admission::SystemNetworks;
+    use crate::auth::ca::Pki;
+    use crate::controller::{Context, Ways};
+    use crate::dispatch::{Broker, Events, Live};
+    use crate::peers::Peers;
     use crate::scheduler::Policy;
-    use crate::state::State;
+    use crate::state::{self, State};
     use crate::store::Compare;
     use crate::store::memory::Memory;
     use enoki_api::host::{HostPhase, HostSpec, HostStatus};
     use enoki_api::instance::Resources;
+    use enoki_api::network::NetworkKind;
     use enoki_api::object::Object;
     use enoki_api::quantity::Bytes;
 
@@ -372,12 +377,16 @@ mod tests {
         spec.nics.clear();
         let instance = Object::new(Some("default"), "web1", Default::default(), spec, Timestamp::UNIX_EPOCH);
         snapshot.seed_instance(instance);
+        let me = state::Server { name: "s1".into(), address: None };
+        let (live, peers) = (Live::default(), Peers::new(State::new(), Pki::new("/nowhere"), me));
         let context = Context {
             store: Arc::new(Memory::new()),
             state: State::new(),
-            live: Live::default(),
+            live: live.clone(),
             events: Events::default(),
             policy: Policy::default(),
+            networks: SystemNetworks { pool: "198.18.0.0/16".parse().unwrap(), kind: NetworkKind::Local },
+            ways: Ways { broker: Broker::default(), live, peers },
         };
         let row = snapshot.instances.get("default", "web1").unwrap();
         let plan = place(&context, &snapshot, &mut Frontier::default(), row).unwrap();

@@ -66,8 +66,8 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// Builds a base image, or finds it built; the path of its tar, the same inside a cloud.
-pub(crate) fn image(name: &str) -> String {
+/// Builds an image by its script, or finds it built; the path of its tar, the same inside a cloud.
+pub(crate) fn image(name: &str, version: Option<&str>) -> String {
     let script = repository().join("deploy/images").join(format!("{name}.sh"));
-    bounded(&mut Command::new(script), b"", Duration::from_secs(900)).ok().text().to_owned()
+    bounded(Command::new(script).args(version), b"", Duration::from_secs(1200)).ok().text().to_owned()
 }

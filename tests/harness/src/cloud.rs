@@ -305,7 +305,7 @@ impl Cloud {
     /// When it can't be built or imported.
     #[track_caller]
     pub fn import_tiny(&self) {
-        self.enoki(&["image", "import", "enoki/tiny:1", &image("tiny")]).ok();
+        self.enoki(&["image", "import", "enoki/tiny:1", &image("tiny", None)]).ok();
     }
 
     /// Imports the Debian image as `enoki/debian:12`, through the CLI. Takes a minute where it is not built yet.
@@ -314,7 +314,16 @@ impl Cloud {
     /// When it can't be built or imported.
     #[track_caller]
     pub fn import_debian(&self) {
-        self.enoki(&["image", "import", "enoki/debian:12", &image("debian")]).ok();
+        self.enoki(&["image", "import", "enoki/debian:12", &image("debian", None)]).ok();
+    }
+
+    /// Imports the image of this version of Spark, through the CLI. Takes minutes where it is not built yet.
+    ///
+    /// # Panics
+    /// When it can't be built or imported.
+    #[track_caller]
+    pub fn import_spark(&self, version: &str) {
+        self.enoki(&["image", "import", &format!("enoki/spark:{version}"), &image("spark", Some(version))]).ok();
     }
 
     /// The ends of this cloud's logs, for a message that explains a failure.

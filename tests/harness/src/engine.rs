@@ -52,7 +52,7 @@ impl Cloud {
     /// # Panics
     /// When it can't be built or imported.
     pub fn docker_import_tiny(&self) {
-        self.docker(&["import", "--change", "CMD [\"/bin/sh\"]", &image("tiny"), "enoki/tiny:1"]).ok();
+        self.docker(&["import", "--change", "CMD [\"/bin/sh\"]", &image("tiny", None), "enoki/tiny:1"]).ok();
     }
 
     /// Starts a program inside that outlives the call: a session of its own, its output in a log that `logs` shows.
