@@ -42,6 +42,7 @@ need debootstrap have debootstrap
 need debian-archive-keyring test -e /usr/share/keyrings/debian-archive-keyring.gpg
 need busybox-static static_busybox
 need xz-utils have xz
+need python3-pip have pip3
 # Links, rules and disks; then what the scripts and tests drive.
 need iproute2 have ip
 need iptables have iptables

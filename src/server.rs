@@ -109,8 +109,15 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> anyhow::Resul
             Some((listener, serving))
         }
     };
-    let context =
-        controller::Context { store: store.clone(), state: state.clone(), live, events, policy, networks, ways };
+    let context = controller::Context {
+        store: store.clone(),
+        state: state.clone(),
+        live,
+        events,
+        policy,
+        networks,
+        ways,
+    };
 
     let parts = async {
         let feed = state::feed(state.clone(), store.clone(), stop.clone());

@@ -88,7 +88,8 @@ fn every_route_by_every_role() {
         for method in operations.as_object().expect("operations").keys().filter(|key| *key != "parameters") {
             for project in ["own", "other"] {
                 let name = if path == "/v1/projects/{name}" { project } else { "nobody" };
-                let address = path.replace("{project}", project).replace("{cluster}", "nobody").replace("{name}", name);
+                let address =
+                    path.replace("{project}", project).replace("{cluster}", "nobody").replace("{name}", name);
                 let address = format!("{address}?dry_run=true");
                 for who in ["admin", "member", "viewer", "host", ""] {
                     requests.push((method.to_uppercase(), address.clone(), who));

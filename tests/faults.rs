@@ -10,8 +10,8 @@ mod programs;
 
 use std::time::{Duration, Instant};
 
-use enoki_harness::{Cloud, Signal, eventually, is_root};
-use machines::{COUNTER, Running, SOON, instance, phase, steps, well};
+use enoki_harness::{Cloud, Signal, eventually, is_root, steps};
+use machines::{COUNTER, Running, SOON, instance, phase, well};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use serde_json::json;

@@ -3,8 +3,8 @@
 #[path = "support/machines.rs"]
 mod machines;
 
-use enoki_harness::{Cloud, Lab, Signal, address, eventually, is_root};
-use machines::{COUNTER, Running, SOON, instance, phase, steps, well};
+use enoki_harness::{Cloud, Lab, Signal, address, eventually, is_root, steps};
+use machines::{COUNTER, Running, SOON, instance, phase, well};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use std::collections::BTreeMap;

@@ -3,8 +3,8 @@
 #[path = "support/machines.rs"]
 mod machines;
 
-use enoki_harness::{Cloud, Lab, address, eventually, is_root};
-use machines::{COUNTER, Running, SOON, instance, steps, well};
+use enoki_harness::{Cloud, Lab, address, eventually, is_root, steps};
+use machines::{COUNTER, Running, SOON, instance, well};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;

@@ -4,8 +4,8 @@
 #[path = "support/machines.rs"]
 mod machines;
 
-use enoki_harness::{Cloud, Lab, Signal, eventually, is_root};
-use machines::{COUNTER, Running, SOON, instance, phase, steps, well};
+use enoki_harness::{Cloud, Lab, Signal, eventually, is_root, steps};
+use machines::{COUNTER, Running, SOON, instance, phase, well};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use serde_json::{Value, json};

@@ -489,10 +489,8 @@ impl Client {
         options: &LogOptions,
         deadline: Duration,
     ) -> Result<TextStream, Error> {
-        let mut target = of
-            .join("logs")
-            .flag("follow", options.follow)
-            .flag("timestamps", options.timestamps);
+        let mut target =
+            of.join("logs").flag("follow", options.follow).flag("timestamps", options.timestamps);
         if let Some(tail) = options.tail {
             target = target.query("tail", &tail.to_string());
         }

@@ -162,7 +162,8 @@ impl Workers {
             faults.invalid("spec.workers.min", format!("{} is more than the most, {}", self.min, self.max));
         }
         if self.cpus.0 == 0 || !self.cpus.0.is_multiple_of(1000) {
-            let detail = format!("{} is not a whole number of cores: each core runs one task at a time", self.cpus);
+            let detail =
+                format!("{} is not a whole number of cores: each core runs one task at a time", self.cpus);
             faults.invalid("spec.workers.cpus", detail);
         }
         floor(faults, "spec.workers.memory", self.memory, WORKER_FLOOR, "a worker and one executor");
@@ -223,7 +224,10 @@ impl Spec for ClusterSpec {
         self.workers.validate(faults);
         floor(faults, "spec.master.memory", self.master.memory, MASTER_FLOOR, "a master");
         if self.master.cpus.0 < 100 {
-            faults.invalid("spec.master.cpus", format!("{} is too little for a master: at least 0.1", self.master.cpus));
+            faults.invalid(
+                "spec.master.cpus",
+                format!("{} is too little for a master: at least 0.1", self.master.cpus),
+            );
         }
         if let Some(network) = &self.network
             && let Err(problem) = check_name("spec.network", network)
@@ -238,10 +242,16 @@ impl Spec for ClusterSpec {
             }
         }
         if self.scale_up_factor == 0.0 && self.workers.min < self.workers.max {
-            faults.invalid("spec.scale_up_factor", "with 0 the pool would never grow: make min and max equal for that");
+            faults.invalid(
+                "spec.scale_up_factor",
+                "with 0 the pool would never grow: make min and max equal for that",
+            );
         }
         if self.spark_conf.len() > CONF_MAX {
-            faults.invalid("spec.spark_conf", format!("{} settings; at most {CONF_MAX}", self.spark_conf.len()));
+            faults.invalid(
+                "spec.spark_conf",
+                format!("{} settings; at most {CONF_MAX}", self.spark_conf.len()),
+            );
         }
         for (key, value) in &self.spark_conf {
             if let Err(why) = check_conf(key, value) {

@@ -84,6 +84,11 @@ impl JobSpec {
     pub fn all_files(&self) -> impl Iterator<Item = &JobFile> {
         [&self.file].into_iter().chain(&self.py_files).chain(&self.jars).chain(&self.files)
     }
+
+    pub fn all_files_mut(&mut self) -> impl Iterator<Item = &mut JobFile> {
+        let JobSpec { file, py_files, jars, files, .. } = self;
+        [file].into_iter().chain(py_files).chain(jars).chain(files)
+    }
 }
 
 impl Spec for JobSpec {
@@ -100,7 +105,9 @@ impl Spec for JobSpec {
         self.validate_files(faults);
         let bytes: usize = self.args.iter().map(|arg| arg.len() + 1).sum();
         if self.args.len() > ARGS_MAX || bytes > ARGS_BYTES_MAX {
-            let detail = format!("at most {ARGS_MAX} arguments of {ARGS_BYTES_MAX} bytes together: write them to a file");
+            let detail = format!(
+                "at most {ARGS_MAX} arguments of {ARGS_BYTES_MAX} bytes together: write them to a file"
+            );
             faults.invalid("spec.args", detail);
         }
         if self.args.iter().any(|arg| arg.contains('\0')) {
@@ -115,17 +122,22 @@ impl Spec for JobSpec {
             }
         }
         for package in &self.packages {
-            let part = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+            let part = |part: &str| {
+                !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+            };
             if package.split(':').count() != 3 || !package.split(':').all(part) {
                 faults.invalid("spec.packages", format!("`{package}` is not GROUP:ARTIFACT:VERSION"));
             }
         }
         let name = |c: char| c.is_ascii_alphanumeric() || "._$".contains(c);
-        if let Some(class) = self.class.as_deref().filter(|class| class.is_empty() || !class.chars().all(name)) {
+        if let Some(class) =
+            self.class.as_deref().filter(|class| class.is_empty() || !class.chars().all(name))
+        {
             faults.invalid("spec.class", format!("`{class}` is not a class"));
         }
         if self.memory < DRIVER_FLOOR {
-            let detail = format!("{} is too little for the Java of a driver: at least {DRIVER_FLOOR}", self.memory);
+            let detail =
+                format!("{} is too little for the Java of a driver: at least {DRIVER_FLOOR}", self.memory);
             faults.invalid("spec.memory", detail);
         }
         if self.cpus.0 < 100 {
@@ -170,7 +182,10 @@ impl JobFile {
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-+=@ ".contains(c);
         let fits = !self.name.is_empty() && self.name.len() <= 255 && self.name.chars().all(plain);
         if !fits || self.name.starts_with('.') {
-            return Err(format!("`{}` is no name of a file here: letters, digits and ._-+=@, not a dot first", self.name));
+            return Err(format!(
+                "`{}` is no name of a file here: letters, digits and ._-+=@, not a dot first",
+                self.name
+            ));
         }
         if file::hex(&self.digest).is_none() {
             return Err(format!("`{}` is not sha256: and 64 hexadecimal digits", self.digest));

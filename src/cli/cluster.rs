@@ -98,7 +98,8 @@ impl FromStr for Range {
     /// `1..8`, or `3` for three at all times. Whether that makes sense the server says.
     fn from_str(text: &str) -> Result<Self, String> {
         let (min, max) = text.split_once("..").unwrap_or((text, text));
-        let number = |text: &str| text.parse().map_err(|_| format!("`{text}` is not a number of workers, as in 1..8"));
+        let number =
+            |text: &str| text.parse().map_err(|_| format!("`{text}` is not a number of workers, as in 1..8"));
         Ok(Range { min: number(min)?, max: number(max)? })
     }
 }
@@ -251,8 +252,13 @@ async fn create(ctx: &Context, args: Create) -> Result<(), Failure> {
         let seen: Cluster = table::decode(&object)?;
         match seen.status.phase {
             ClusterPhase::Ready => return ctx.done(Kind::Cluster, &args.name, "ready", &object),
-            ClusterPhase::Deleting => return Err(Failure::failed(format!("cluster/{} is being deleted", args.name))),
-            ClusterPhase::Pending | ClusterPhase::Starting | ClusterPhase::Degraded | ClusterPhase::Unknown => {}
+            ClusterPhase::Deleting => {
+                return Err(Failure::failed(format!("cluster/{} is being deleted", args.name)));
+            }
+            ClusterPhase::Pending
+            | ClusterPhase::Starting
+            | ClusterPhase::Degraded
+            | ClusterPhase::Unknown => {}
         }
         waiting.pause(standing(&seen)).await?;
         object = waiting.look(ctx, Kind::Cluster, &args.name).await?.unwrap_or(object);
@@ -272,7 +278,9 @@ async fn newest(ctx: &Context) -> Result<String, Failure> {
         let target = Target::kind(Kind::Image, Some(project));
         // Of another project, which this token may not see: its images can be asked for by version all the same.
         let Ok(images) = ctx.client.read_list(&target, &ListOptions::default(), CALL).await else { continue };
-        for name in images.body["items"].as_array().into_iter().flatten().filter_map(|item| item["name"].as_str()) {
+        for name in
+            images.body["items"].as_array().into_iter().flatten().filter_map(|item| item["name"].as_str())
+        {
             let Some(version) = name.strip_prefix("enoki/spark:") else { continue };
             let number = version.split('.').map(|part| part.parse().unwrap_or_default()).collect();
             if found.as_ref().is_none_or(|(best, _)| *best < number) {
@@ -308,8 +316,10 @@ async fn submit(ctx: &Context, args: Submit) -> Result<u8, Failure> {
     if let Some(fields) = spec.as_object_mut() {
         fields.extend(more.into_iter().filter_map(|(field, value)| Some((field.to_owned(), value?))));
     }
-    let draft: Value = Map::from_iter([("kind".to_owned(), json!(Kind::Job)), ("spec".to_owned(), spec)]).into();
-    let answer = ctx.client.create_value(below(ctx, &args.name), &draft, &WriteOptions::default(), CALL).await?;
+    let draft: Value =
+        Map::from_iter([("kind".to_owned(), json!(Kind::Job)), ("spec".to_owned(), spec)]).into();
+    let answer =
+        ctx.client.create_value(below(ctx, &args.name), &draft, &WriteOptions::default(), CALL).await?;
     let job: Job = table::decode(&answer.body)?;
     if !args.wait {
         ctx.done(Kind::Job, &job.name, "submitted", &answer.body)?;
@@ -375,7 +385,9 @@ struct Printed {
 impl Printed {
     /// Passes on what is new. A log that cannot be read now is read at the next look.
     async fn catch_up(&mut self, ctx: &Context) -> Result<(), Failure> {
-        let Ok(mut text) = ctx.client.logs(self.of.clone(), &LogOptions::default(), CALL).await else { return Ok(()) };
+        let Ok(mut text) = ctx.client.logs(self.of.clone(), &LogOptions::default(), CALL).await else {
+            return Ok(());
+        };
         let mut skip = self.bytes;
         while let Some(Ok(piece)) = text.next().await {
             let known = skip.min(piece.len());

@@ -9,10 +9,12 @@ use super::table::{self, age, decode, labels, size, text, word};
 use enoki_api::client::Target;
 use enoki_api::event::Event;
 use enoki_api::instance::{EnvValue, LimitsState, Phase};
+use enoki_api::job::JobFile;
 use enoki_api::operation::Step;
 use enoki_api::project::Resource;
-use enoki_api::job::JobFile;
-use enoki_api::{Cluster, Host, Image, Instance, Job, Kind, Labels, Network, Operation, Project, Secret, Token, Volume};
+use enoki_api::{
+    Cluster, Host, Image, Instance, Job, Kind, Labels, Network, Operation, Project, Secret, Token, Volume,
+};
 use serde_json::Value;
 
 /// Shows all that is known of an object, with its events
@@ -355,18 +357,30 @@ fn cluster_sheet(sheet: &mut Sheet, cluster: &Cluster) {
     sheet.field("Network", spec.network.as_deref().unwrap_or("its own"));
     let workers = &status.workers;
     sheet.heading("Workers");
-    sheet.field("Ready", format!("{} of {} wanted, {} leaving", workers.ready, workers.desired, workers.draining));
+    sheet.field(
+        "Ready",
+        format!("{} of {} wanted, {} leaving", workers.ready, workers.desired, workers.draining),
+    );
     sheet.field("Bounds", format!("{} to {}", spec.workers.min, spec.workers.max));
     sheet.field("Each", format!("{} cpus, {} of memory", spec.workers.cpus, spec.workers.memory));
-    sheet.field("Leave after", format!("{} idle, with {} to do so", spec.idle, spec.graceful_decommission_timeout));
+    sheet.field(
+        "Leave after",
+        format!("{} idle, with {} to do so", spec.idle, spec.graceful_decommission_timeout),
+    );
     sheet.field(
         "Steps",
-        format!("up by {}, down by {}, at least {} apart", spec.scale_up_factor, spec.scale_down_factor, spec.cooldown),
+        format!(
+            "up by {}, down by {}, at least {} apart",
+            spec.scale_up_factor, spec.scale_down_factor, spec.cooldown
+        ),
     );
     if !spec.mounts.is_empty() {
         sheet.heading("Mounts");
         for (path, mount) in &spec.mounts {
-            sheet.field(path, format!("volume {}{}", mount.volume, if mount.read_only { ", read-only" } else { "" }));
+            sheet.field(
+                path,
+                format!("volume {}{}", mount.volume, if mount.read_only { ", read-only" } else { "" }),
+            );
         }
     }
     if !spec.spark_conf.is_empty() {
@@ -394,7 +408,8 @@ fn job_sheet(sheet: &mut Sheet, job: &Job) {
     if !spec.args.is_empty() {
         sheet.field("Arguments", spec.args.join(" "));
     }
-    let names = |files: &[JobFile]| files.iter().map(|file| file.name.as_str()).collect::<Vec<_>>().join(", ");
+    let names =
+        |files: &[JobFile]| files.iter().map(|file| file.name.as_str()).collect::<Vec<_>>().join(", ");
     for (what, files) in [("Modules", &spec.py_files), ("Archives", &spec.jars), ("Files", &spec.files)] {
         if !files.is_empty() {
             sheet.field(what, names(files));

@@ -44,7 +44,8 @@ impl FromStr for Ports {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (local, inside) = text.split_once(':').unwrap_or((text, text));
-        let port = |text: &str| text.parse::<u16>().map_err(|_| format!("`{text}` is not a port, 1 to 65535"));
+        let port =
+            |text: &str| text.parse::<u16>().map_err(|_| format!("`{text}` is not a port, 1 to 65535"));
         match (port(local)?, port(inside)?) {
             (_, 0) => Err("an instance has no port 0".into()),
             (local, inside) => Ok(Ports { local, inside }),
@@ -57,7 +58,7 @@ pub async fn forward(ctx: &Context, args: PortForward) -> Result<(), Failure> {
     // Before anybody is let in: whether there is an instance, and one that this user may enter.
     drop(ctx.client.connect_to(&ctx.project, &args.name, inside, CALL).await?);
     let listener = TcpListener::bind((args.address, local)).await;
-    let listener = listener.map_err(|error| Failure::io(&format!("{}:{local}", args.address), error))?;
+    let listener = listener.map_err(|error| Failure::io(format!("{}:{local}", args.address), error))?;
     let at = listener.local_addr().map_err(|error| Failure::io("the port", error))?;
     super::output::line(format!("{at} is port {inside} of {}", args.name))?;
     let mut connections = JoinSet::new();

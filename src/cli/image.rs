@@ -90,7 +90,9 @@ async fn import(ctx: &Context, name: &str, file: &str, timeout: Span) -> Result<
 }
 
 /// A file's bytes (`-`: those of stdin), how many there are, if that is known, and the bar that counts them as they are read.
-pub async fn bring(file: &str) -> Result<(impl AsyncRead + Send + Unpin + use<>, Option<u64>, ProgressBar), Failure> {
+pub async fn bring(
+    file: &str,
+) -> Result<(impl AsyncRead + Send + Unpin + use<>, Option<u64>, ProgressBar), Failure> {
     let (reader, length): (Box<dyn AsyncRead + Send + Unpin>, Option<u64>) = if file == "-" {
         (Box::new(tokio::io::stdin()), None)
     } else {

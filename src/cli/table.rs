@@ -7,7 +7,9 @@ use enoki_api::event::Event;
 use enoki_api::host::HostPhase;
 use enoki_api::project::Resource;
 use enoki_api::quantity::{Bytes, MilliCpu};
-use enoki_api::{Cluster, Host, Image, Instance, Job, Kind, Network, Operation, Project, Secret, Token, Volume};
+use enoki_api::{
+    Cluster, Host, Image, Instance, Job, Kind, Network, Operation, Project, Secret, Token, Volume,
+};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;

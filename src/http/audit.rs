@@ -5,6 +5,7 @@ use super::answer::{self, Answer};
 use super::query::Params;
 use crate::auth::actor::Actor;
 use crate::auth::audit::{Query, search};
+use crate::auth::roles::ENTERING;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode};
@@ -12,7 +13,6 @@ use axum::middleware::Next;
 use axum::response::Response;
 use axum::routing::get;
 use enoki_api::error::{Code, Problem};
-use crate::auth::roles::ENTERING;
 use enoki_api::list::List;
 
 pub fn routes() -> Router<App> {

@@ -52,6 +52,11 @@ pub trait Managed: Spec {
     /// Takes from the address what is above it there.
     fn put_below(_spec: &mut Self, _parent: &str) {}
 
+    /// What is to be found out elsewhere than in the snapshot before one is made.
+    fn ask(_app: &App, _project: &str, _spec: &mut Self) -> impl Future<Output = Result<(), Problem>> + Send {
+        async { Ok(()) }
+    }
+
     /// Fills in what is computed on reading.
     fn present(app: &App, snapshot: &Snapshot, object: &mut Object<Self>);
 
@@ -265,6 +270,7 @@ async fn make<K: Managed>(
     let mut spec = draft.spec;
     complete(&mut spec, &at.1)?;
     options.may_set::<K>(None, &spec)?;
+    K::ask(app, &at.0, &mut spec).await?;
     let project = Some(at.0.as_str()).filter(|project| !project.is_empty());
     let mut wanted = Object::new(project, &at.1, draft.labels.unwrap_or_default(), spec, Timestamp::now());
     let retry_of = headers.get("idempotency-key").map(|key| idempotent_uid(key.as_bytes(), &at));

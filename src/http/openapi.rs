@@ -36,8 +36,11 @@ pub fn document() -> Value {
     document.kind::<SecretSpec>("Named values, sealed in the store and never shown again.");
     document.kind::<ImageSpec>("Bytes that were imported under a name.");
     document.kind::<InstanceSpec>("One VM-like container with a lasting name, address, disk and limits.");
-    document.kind::<ClusterSpec>("A master and an elastic pool of workers, all of them instances that it owns.");
-    document.kind::<JobSpec>("A program that runs on a compute cluster, with a driver that is an instance of its own.");
+    document
+        .kind::<ClusterSpec>("A master and an elastic pool of workers, all of them instances that it owns.");
+    document.kind::<JobSpec>(
+        "A program that runs on a compute cluster, with a driver that is an instance of its own.",
+    );
     document.kind::<OperationSpec>("A verb that outlives its request, with what it has done so far.");
     document.schema::<enoki_api::Problem>();
     document.schema::<Owner>();
@@ -404,19 +407,26 @@ impl Document {
     /// The verbs of a job.
     fn jobs(&mut self) {
         let at = |verb: &str| format!("{}/{{name}}/{verb}", base::<JobSpec>());
-        let answers =
-            [("202", Some(reference("Job")), "Under way"), ("200", Some(reference("Job")), "Done, when it was waited for")];
+        let answers = [
+            ("202", Some(reference("Job")), "Under way"),
+            ("200", Some(reference("Job")), "Done, when it was waited for"),
+        ];
         let post = operation("kill_job", "End a job; it does not come back", &edit(), None, &answers);
         self.paths.insert(at("kill"), json!({"parameters": place::<JobSpec>(true), "post": post}));
         let about = "What its driver printed, as text";
         self.get(&at("logs"), "logs_job", about, place::<JobSpec>(true), &log_parameters(), None);
         // All of it once more below the cluster.
-        let own: Vec<(String, Value)> = self.paths.iter().filter_map(|(path, value)| {
-            Some((format!("{BELOW}{}", path.strip_prefix(&base::<JobSpec>())?), value.clone()))
-        }).collect();
+        let own: Vec<(String, Value)> = self
+            .paths
+            .iter()
+            .filter_map(|(path, value)| {
+                Some((format!("{BELOW}{}", path.strip_prefix(&base::<JobSpec>())?), value.clone()))
+            })
+            .collect();
         for (path, mut value) in own {
             if let Some(parameters) = value["parameters"].as_array_mut() {
-                let part = json!({"name": PARENT, "in": "path", "required": true, "schema": {"type": "string"}});
+                let part =
+                    json!({"name": PARENT, "in": "path", "required": true, "schema": {"type": "string"}});
                 parameters.insert(1, part);
             }
             for (_, operation) in value.as_object_mut().into_iter().flatten() {

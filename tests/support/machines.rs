@@ -1,9 +1,7 @@
 //! Instances under test: what runs in them, and what of them must not change while the cloud around them breaks.
 
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use enoki_harness::{Cloud, eventually};
 use serde_json::Value;
@@ -14,25 +12,6 @@ pub const SOON: Duration = Duration::from_secs(60);
 /// Counts up in `/count`, five times a second, going on from where it was.
 pub const COUNTER: &str = "n=$(cat /count 2>/dev/null || echo 0); \
     while :; do n=$((n+1)); echo $n >/count.new; mv /count.new /count; sleep 0.2; done";
-
-/// A name and what to do.
-pub type Step<T> = (&'static str, fn(&T));
-
-/// Runs one step after the other on one cloud or lab and fails in the end if one has: the later ones tell something as
-/// well.
-pub fn steps<T>(subject: &T, steps: &[Step<T>]) {
-    let mut failed = Vec::new();
-    for (name, step) in steps {
-        let began = Instant::now();
-        let result = catch_unwind(AssertUnwindSafe(|| step(subject)));
-        let word = if result.is_ok() { "ok" } else { "FAILED" };
-        eprintln!("step {name}: {word} ({:.1?})", began.elapsed());
-        if result.is_err() {
-            failed.push(*name);
-        }
-    }
-    assert!(failed.is_empty(), "failed: {failed:?}");
-}
 
 /// An instance as the API shows it.
 #[track_caller]

@@ -128,6 +128,9 @@ impl Machine for Mortal {
     async fn destroy(&self, what: Doomed, uid: &Uid) -> Done<()> {
         self.fuse.around(self.ground.destroy(what, uid)).await
     }
+    async fn dial(&self, uid: &Uid, at: Vec<std::net::SocketAddr>) -> Done<tokio::net::TcpStream> {
+        self.ground.dial(uid, at).await
+    }
     async fn network(&self, uid: &Uid) -> Done<bool> {
         self.ground.network(uid).await
     }

@@ -53,7 +53,13 @@ impl Leader {
         let status = &record.status;
         if written && before != Some(status.phase) {
             let message = status.message.clone().unwrap_or_default();
-            self.context.events.note(&row.place(), Some(&cluster.uid), false, &status.phase.to_string(), message);
+            self.context.events.note(
+                &row.place(),
+                Some(&cluster.uid),
+                false,
+                &status.phase.to_string(),
+                message,
+            );
         }
         Ok(written)
     }
@@ -99,7 +105,14 @@ impl Leader {
                 }
                 Step::MakeWorker { number, master } => {
                     let worker = spark::worker(cluster, network_name(cluster), *master);
-                    self.make(snapshot, cluster, &format!("{}-worker-{number}", cluster.name), "worker", worker, None)
+                    self.make(
+                        snapshot,
+                        cluster,
+                        &format!("{}-worker-{number}", cluster.name),
+                        "worker",
+                        worker,
+                        None,
+                    )
                 }
                 Step::Decommission(worker) => {
                     self.decommission(snapshot, cluster, *worker);
@@ -149,13 +162,16 @@ impl Leader {
         let master = (cluster.project.clone().unwrap_or_default(), format!("{}-master", cluster.name));
         let Some(placed) = snapshot.assignments.get(&master) else { return };
         let assignment = &placed.assignment;
-        let port = Port { host: assignment.host.clone(), uid: assignment.uid.clone(), port: spark::MASTER_PAGE };
+        let port =
+            Port { host: assignment.host.clone(), uid: assignment.uid.clone(), port: spark::MASTER_PAGE };
         let mut pages = Pages::new(self.context.ways.clone(), port);
         let cluster = cluster.key();
         tokio::spawn(async move {
             match pages.post(&spark::decommission_path(worker)).await {
                 Ok(_) => tracing::info!(%cluster, %worker, "a worker was asked to leave"),
-                Err(error) => tracing::warn!(%cluster, %worker, %error, "a worker could not be asked to leave"),
+                Err(error) => {
+                    tracing::warn!(%cluster, %worker, %error, "a worker could not be asked to leave")
+                }
             }
         });
     }
@@ -258,13 +274,20 @@ fn make_volume(snapshot: &Snapshot, cluster: &Cluster) -> Result<Option<Txn>, Pr
 }
 
 /// Whether the master and its first workers all find room: none is made that would wait for the others.
-fn fits(leader: &Leader, snapshot: &Snapshot, cluster: &Cluster, master: &InstanceSpec) -> Result<(), Refused> {
+fn fits(
+    leader: &Leader,
+    snapshot: &Snapshot,
+    cluster: &Cluster,
+    master: &InstanceSpec,
+) -> Result<(), Refused> {
     let project = cluster.project.clone().unwrap_or_default();
     // Where the master will be does not change what a worker asks for.
     let worker = spark::worker(cluster, network_name(cluster), Ipv4Addr::UNSPECIFIED);
     let mut all = vec![((project.clone(), format!("{}-master", cluster.name)), master)];
     let numbers = 1..=cluster.spec.workers.min;
-    all.extend(numbers.map(|number| ((project.clone(), format!("{}-worker-{number}", cluster.name)), &worker)));
+    all.extend(
+        numbers.map(|number| ((project.clone(), format!("{}-worker-{number}", cluster.name)), &worker)),
+    );
     let requests: Vec<Request<'_>> =
         all.iter().map(|(at, spec)| Request { at, labels: &cluster.labels, spec }).collect();
     scheduler::gang(snapshot, &requests, &leader.context.policy).map(drop).map_err(|refused| {

@@ -83,7 +83,10 @@ fn remove(seen: &Seen<'_>) -> Decision {
     (record.status.reason, record.status.message) = (None, None);
     let left: Vec<&Member> = seen.members.iter().collect();
     let steps = if !left.is_empty() {
-        left.iter().filter(|member| !member.deleting).map(|member| Step::Delete(member.name.clone())).collect()
+        left.iter()
+            .filter(|member| !member.deleting)
+            .map(|member| Step::Delete(member.name.clone()))
+            .collect()
     } else if seen.volume {
         vec![Step::DeleteVolume]
     } else if seen.network && seen.cluster.spec.network.is_none() {
@@ -187,8 +190,8 @@ fn workers(seen: &Seen<'_>, master: Ipv4Addr, pool: &mut PoolRecord, steps: &mut
     if !change.leave.is_empty() || (change.add > 0 && was >= spec.workers.min) {
         pool.changed_at = Some(seen.now);
     }
-    let patience =
-        SignedDuration::try_from(spec.graceful_decommission_timeout.duration()).unwrap_or(SignedDuration::MAX);
+    let patience = SignedDuration::try_from(spec.graceful_decommission_timeout.duration())
+        .unwrap_or(SignedDuration::MAX);
     for (name, since) in &pool.draining {
         let Some(member) = members.values().find(|member| member.name == *name) else { continue };
         let late = seen.now.duration_since(*since) >= patience;
@@ -250,7 +253,8 @@ fn phase(seen: &Seen<'_>, master: Option<&Member>, alive: bool, counts: &Counts)
     let faulty = seen.members.iter().find(|member| {
         member.message.is_some() && member.role != Role::Driver && !matches!(member.phase, Phase::Running)
     });
-    let told = |member: &Member| format!("{}: {}", member.name, member.message.as_deref().unwrap_or_default());
+    let told =
+        |member: &Member| format!("{}: {}", member.name, member.message.as_deref().unwrap_or_default());
     let why = match (master, faulty) {
         (None, _) if before == ClusterPhase::Pending => None,
         (_, Some(member)) => Some(("instance".to_owned(), told(member))),
@@ -271,8 +275,8 @@ fn phase(seen: &Seen<'_>, master: Option<&Member>, alive: bool, counts: &Counts)
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use super::super::view::{Demand, DriverSeen};
+    use super::*;
     use enoki_api::object::Object;
     use std::time::Instant;
 
@@ -417,7 +421,8 @@ mod tests {
         let waited = std::mem::replace(&mut world.second, 300);
         assert_eq!(world.decide(), [Step::Delete("lake-worker-3".into())]);
         world.second = waited;
-        seen.drivers.insert("job-1".into(), DriverSeen { demand: Demand::Executors(2), executors: BTreeMap::new() });
+        seen.drivers
+            .insert("job-1".into(), DriverSeen { demand: Demand::Executors(2), executors: BTreeMap::new() });
         world.view = Some(seen);
         assert_eq!(world.decide(), [Step::Delete("lake-worker-3".into())]);
         world.members.retain(|member| member.name != "lake-worker-3");

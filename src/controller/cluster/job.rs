@@ -114,7 +114,8 @@ fn end(seen: &Seen<'_>, mut status: JobStatus, phase: JobPhase, driver: &Driver)
     status.started_at = status.started_at.or(driver.status.started_at);
     status.ended_at = Some(seen.now);
     if phase == JobPhase::Failed {
-        let code = status.exit_code.map_or_else(|| "no exit code".to_owned(), |code| format!("exit code {code}"));
+        let code =
+            status.exit_code.map_or_else(|| "no exit code".to_owned(), |code| format!("exit code {code}"));
         if driver.status.oom_killed {
             status.reason = Some("out_of_memory".into());
             let memory = seen.job.spec.memory;
@@ -157,7 +158,12 @@ mod tests {
             (self.status.phase, step)
         }
 
-        fn driver(&mut self, phase: Phase, exit_code: Option<i64>, restarts: u64) -> (JobPhase, Option<Step>) {
+        fn driver(
+            &mut self,
+            phase: Phase,
+            exit_code: Option<i64>,
+            restarts: u64,
+        ) -> (JobPhase, Option<Step>) {
             let status = InstanceStatus { phase, exit_code, ..InstanceStatus::default() };
             let name = "lake-job-1".to_owned();
             self.driver = Some(Driver { name, restarts, status, current: true, deleting: false });

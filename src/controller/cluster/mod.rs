@@ -22,7 +22,7 @@ pub use page::Ways;
 use super::Leader;
 use crate::state::{At, ClusterRecord, Row, Snapshot};
 use crate::store::keys::Key;
-use decide::{Member, Role};
+use decide::{Member, Role, Step};
 use enoki_api::cluster::{Cluster, ClusterPhase, ClusterSpec};
 use enoki_api::instance::{InstanceSpec, Phase};
 use enoki_api::job::{JobPhase, JobSpec};
@@ -32,7 +32,7 @@ use page::Port;
 use pool::Needs;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use view::View;
 use watch::{Places, Watchers};
 
@@ -50,6 +50,7 @@ pub(super) async fn run(leader: &Leader) {
         leader,
         watchers: Watchers::new(leader.context.ways.clone()),
         needs: HashMap::new(),
+        asked: HashMap::new(),
         refused: HashMap::new(),
     };
     let mut cursor = state.follow(state.snapshot().revision);
@@ -88,6 +89,8 @@ struct Clusters<'a> {
     leader: &'a Leader,
     watchers: Watchers,
     needs: HashMap<At, Needs>,
+    /// When a worker of a cluster was last asked to leave: what was seen before does not show it.
+    asked: HashMap<At, Instant>,
     /// Why a step of a cluster could not be taken, when it was last tried.
     refused: HashMap<At, (String, String)>,
 }
@@ -98,6 +101,7 @@ impl Clusters<'_> {
         let snapshot = self.leader.context.state.snapshot();
         self.watchers.retain(|at| snapshot.clusters.at(at).is_some());
         self.needs.retain(|at, _| snapshot.clusters.at(at).is_some());
+        self.asked.retain(|at, _| snapshot.clusters.at(at).is_some());
         self.refused.retain(|at, _| snapshot.clusters.at(at).is_some());
         let all: Vec<_> = snapshot.clusters.iter().map(|(at, row)| (at.clone(), row.clone())).collect();
         for (at, row) in all {
@@ -129,7 +133,10 @@ impl Clusters<'_> {
             record: stored.map_or(&nothing, |stored| &stored.status),
             members: &members,
             network: network(snapshot, cluster),
-            volume: snapshot.volumes.get(&at.0, &spark::master_volume(&at.1)).is_some_and(|row| owned(&row.object, cluster)),
+            volume: snapshot
+                .volumes
+                .get(&at.0, &spark::master_volume(&at.1))
+                .is_some_and(|row| owned(&row.object, cluster)),
             view: view.as_ref(),
             needed,
             lately,
@@ -142,6 +149,13 @@ impl Clusters<'_> {
         // What is written down first is not forgotten by the next leader: a worker that was asked to leave above all.
         if !self.leader.record(row, stored.map(|stored| &**stored), &decision.record).await? {
             return Ok(());
+        }
+        let asks = |step: &Step| matches!(step, Step::Decommission(_));
+        let asked = self.asked.get(at).copied();
+        if view.as_ref().is_none_or(|view| asked.is_some_and(|asked| view.at <= asked)) {
+            decision.steps.retain(|step| !asks(step));
+        } else if decision.steps.iter().any(asks) {
+            self.asked.insert(at.clone(), Instant::now());
         }
         match self.leader.take(snapshot, row, &decision.steps).await? {
             None => self.refused.remove(at),
@@ -170,9 +184,16 @@ impl Clusters<'_> {
             let mut sum = 0_u32;
             for job in jobs {
                 let driver = act::driver_name(&cluster.name, &job.object.name);
-                let runs = members.iter().any(|member| member.name == driver && member.phase == Phase::Running);
+                let runs =
+                    members.iter().any(|member| member.name == driver && member.phase == Phase::Running);
                 match view.drivers.get(&job.object.name) {
-                    Some(seen) => sum = sum.saturating_add(spark::workers_wanted(&cluster.spec, &job.object, &seen.demand)),
+                    Some(seen) => {
+                        sum = sum.saturating_add(spark::workers_wanted(
+                            &cluster.spec,
+                            &job.object,
+                            &seen.demand,
+                        ))
+                    }
                     None if runs => return None,
                     None => {}
                 }
@@ -209,7 +230,9 @@ fn instances<'a>(
     snapshot
         .instances
         .after(project, Some(&before))
-        .take_while(|row| row.object.name.strip_prefix(&cluster.name).is_some_and(|rest| rest.starts_with('-')))
+        .take_while(|row| {
+            row.object.name.strip_prefix(&cluster.name).is_some_and(|rest| rest.starts_with('-'))
+        })
         .filter(|row| owned(&row.object, cluster))
 }
 

@@ -35,7 +35,8 @@ impl Needs {
     pub fn most(&mut self, now: Timestamp, idle: SignedDuration) -> Option<u32> {
         self.since.filter(|since| now.duration_since(*since) >= idle)?;
         // The newest counts however long ago it is: what was last seen still is.
-        while self.peaks.len() > 1 && self.peaks.front().is_some_and(|(at, _)| now.duration_since(*at) > idle) {
+        while self.peaks.len() > 1 && self.peaks.front().is_some_and(|(at, _)| now.duration_since(*at) > idle)
+        {
             self.peaks.pop_front();
         }
         self.peaks.front().map(|(_, needed)| *needed)
@@ -76,7 +77,8 @@ pub fn size(
     let bounds = |count: u32| count.clamp(spec.workers.min, spec.workers.max);
     let there = u32::try_from(workers.len()).unwrap_or(u32::MAX);
     let cooled = changed_at.is_none_or(|at| {
-        now.duration_since(at) >= SignedDuration::try_from(spec.cooldown.duration()).unwrap_or(SignedDuration::MAX)
+        now.duration_since(at)
+            >= SignedDuration::try_from(spec.cooldown.duration()).unwrap_or(SignedDuration::MAX)
     });
     let wanted = bounds(needed.unwrap_or(there));
     if wanted > there {
@@ -135,7 +137,11 @@ mod tests {
             [(1, 6, 6, 5), (1, 200, 8, 7), (0, 0, 1, 1), (3, 3, 3, 0), (8, 200, 8, 0)]
         {
             let change = size(&spec, &idle(there), Some(needed), None, None, at(0));
-            assert_eq!((change.desired, change.add, change.leave.len()), (desired, add, 0), "{there} {needed}");
+            assert_eq!(
+                (change.desired, change.add, change.leave.len()),
+                (desired, add, 0),
+                "{there} {needed}"
+            );
         }
         assert_eq!(size(&spec, &idle(0), None, None, None, at(0)).add, 1, "the minimum is no question");
         assert_eq!(size(&spec, &idle(4), None, None, None, at(0)).add, 0, "unknown: all stays as it is");
@@ -147,7 +153,11 @@ mod tests {
         assert_eq!(size(&spec, &idle(1), Some(8), None, None, at(0)).add, 4);
         assert_eq!(size(&spec, &idle(1), Some(8), None, Some(at(5)), at(14)).add, 0);
         assert_eq!(size(&spec, &idle(1), Some(8), None, Some(at(5)), at(15)).add, 4);
-        assert_eq!(size(&spec, &idle(0), Some(8), None, Some(at(5)), at(6)).add, 1, "the minimum does not wait");
+        assert_eq!(
+            size(&spec, &idle(0), Some(8), None, Some(at(5)), at(6)).add,
+            1,
+            "the minimum does not wait"
+        );
         let down = size(&spec, &idle(8), Some(0), Some(0), None, at(0));
         assert_eq!((down.desired, down.leave.len()), (1, 3));
         let held = size(&spec, &idle(8), Some(0), Some(0), Some(at(5)), at(14));

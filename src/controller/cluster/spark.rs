@@ -107,7 +107,10 @@ pub fn driver(cluster: &Cluster, job: &Job, network: &str, master: Ipv4Addr) -> 
     // What the pool's size follows from is not for a job to change.
     conf.insert("spark.metrics.namespace".into(), "job".into());
     conf.insert("spark.ui.port".into(), DRIVER_PAGE.to_string());
-    conf.insert("spark.app.name".into(), conf.get("spark.app.name").cloned().unwrap_or_else(|| job.name.clone()));
+    conf.insert(
+        "spark.app.name".into(),
+        conf.get("spark.app.name").cloned().unwrap_or_else(|| job.name.clone()),
+    );
     let heap = part(job.spec.memory.0 / MIB);
     environment(
         &mut spec,
@@ -127,11 +130,11 @@ fn driver_conf(spec: &ClusterSpec) -> BTreeMap<String, String> {
         ("spark.executor.memory", &heap),
         ("spark.executor.cores", &cores),
         ("spark.dynamicAllocation.enabled", "true"),
-        ("spark.dynamicAllocation.shuffleTracking.enabled", "true"),
         ("spark.dynamicAllocation.maxExecutors", &most),
         // An executor that is idle gives its worker free for other jobs before the pool lets the worker go.
         ("spark.dynamicAllocation.executorIdleTimeout", "15s"),
-        // What a worker keeps is handed on before it leaves.
+        // What a worker keeps is handed on before it leaves. That is also what lets an executor go that others may still
+        // read from: there is no shuffle service.
         ("spark.decommission.enabled", "true"),
         ("spark.storage.decommission.enabled", "true"),
         ("spark.storage.decommission.rddBlocks.enabled", "true"),

@@ -116,7 +116,8 @@ async fn look(master: Option<&mut Pages>, drivers: &mut BTreeMap<String, Driver>
         let page = master?.get("/json/").await;
         page.map_err(|error| error.to_string()).and_then(|page| spark::read_master(&page)).ok()
     };
-    let asked = drivers.iter_mut().map(|(job, driver)| async move { Some((job.clone(), driver.look().await.ok()?)) });
+    let asked =
+        drivers.iter_mut().map(|(job, driver)| async move { Some((job.clone(), driver.look().await.ok()?)) });
     let (page, drivers) = tokio::join!(page, join_all(asked));
     let (alive, workers) = page.unwrap_or_default();
     View { at: Instant::now(), alive, workers, drivers: drivers.into_iter().flatten().collect() }
@@ -141,7 +142,10 @@ impl Driver {
             None => {
                 let path = "/api/v1/applications";
                 let read = self.read(path, spark::read_application).await?;
-                let known = read.ok_or_else(|| Error::Unreadable { path: path.into(), why: "no application yet".into() })?;
+                let known = read.ok_or_else(|| Error::Unreadable {
+                    path: path.into(),
+                    why: "no application yet".into(),
+                })?;
                 self.application.insert(known).clone()
             }
         };

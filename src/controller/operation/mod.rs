@@ -54,7 +54,11 @@ pub(super) async fn tend(leader: &Leader) {
     }
 }
 
-fn seen<'a>(snapshot: &Snapshot, row: &'a Row<OperationSpec>, stored: Option<&'a Written<OperationStatus>>) -> Seen<'a> {
+fn seen<'a>(
+    snapshot: &Snapshot,
+    row: &'a Row<OperationSpec>,
+    stored: Option<&'a Written<OperationStatus>>,
+) -> Seen<'a> {
     let spec = &row.object.spec;
     let host = snapshot.hosts.get("", &spec.host).map(|host| HostSeen {
         cordoned: host.object.spec.cordoned,

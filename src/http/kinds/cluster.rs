@@ -1,8 +1,8 @@
 //! Clusters: written down here, made and kept up by their controller.
 
+use crate::admission::{Deletion, key};
 use crate::dispatch::orders;
 use crate::http::App;
-use crate::admission::{Deletion, key};
 use crate::http::objects::Managed;
 use crate::state::{Row, Snapshot, Table};
 use crate::store::Txn;
@@ -19,7 +19,8 @@ impl Managed for ClusterSpec {
     fn check_name(name: &str) -> Result<(), Problem> {
         check_name("name", name)?;
         if name.len() > NAME_MAX {
-            let detail = format!("`{name}` has {} characters; a cluster's name at most {NAME_MAX}", name.len());
+            let detail =
+                format!("`{name}` has {} characters; a cluster's name at most {NAME_MAX}", name.len());
             return Err(Problem::invalid_field("name", detail).hint("its instances are called NAME-worker-N"));
         }
         Ok(())
@@ -51,9 +52,11 @@ impl Managed for ClusterSpec {
     ) -> Result<Txn, Problem> {
         match fixed(&old.object.spec, &new.spec) {
             None => Ok(txn),
-            Some(field) => Err(Problem::new(Code::ImmutableField, format!("spec.{field} stays as the cluster was made"))
-                .field(format!("spec.{field}"))
-                .hint("make another cluster")),
+            Some(field) => {
+                Err(Problem::new(Code::ImmutableField, format!("spec.{field} stays as the cluster was made"))
+                    .field(format!("spec.{field}"))
+                    .hint("make another cluster"))
+            }
         }
     }
 
@@ -84,7 +87,10 @@ fn has_image(snapshot: &Snapshot, cluster: &Cluster, txn: Txn) -> Result<Txn, Pr
     let there = snapshot.images.iter().filter_map(|(_, row)| row.object.name.strip_prefix(&prefix));
     let there: Vec<&str> = there.collect();
     let hint = match there.is_empty() {
-        true => format!("an operator builds and imports the images of {0} with `make images-{0}`", cluster.spec.engine),
+        true => format!(
+            "an operator builds and imports the images of {0} with `make images-{0}`",
+            cluster.spec.engine
+        ),
         false => format!("there is {}", there.join(", ")),
     };
     let detail = format!("there is no image {name}, so no version {}", cluster.spec.version);
@@ -95,7 +101,8 @@ fn has_image(snapshot: &Snapshot, cluster: &Cluster, txn: Txn) -> Result<Txn, Pr
 fn references(snapshot: &Snapshot, cluster: &Cluster, mut txn: Txn) -> Result<Txn, Problem> {
     let project = cluster.project.as_deref().unwrap_or_default();
     let unknown = |field: String, what: &str, name: &str| {
-        Problem::new(Code::UnknownReference, format!("there is no {what} {name} in project {project}")).field(field)
+        Problem::new(Code::UnknownReference, format!("there is no {what} {name} in project {project}"))
+            .field(field)
     };
     if let Some(network) = &cluster.spec.network {
         snapshot

@@ -1,10 +1,11 @@
 //! Jobs: submitted to a cluster, killed, and forgotten when they have ended.
 
+use crate::admission::{Deletion, key, missing, refuse_deleting};
 use crate::auth::actor::Actor;
 use crate::http::App;
 use crate::http::answer::Answer;
 use crate::http::edit::{self, Edit};
-use crate::admission::{Deletion, key, missing, refuse_deleting};
+use crate::http::kinds::files;
 use crate::http::objects::{Managed, Options, PARENT, Place, base, below, place, presented, routes_at};
 use crate::http::query::{Params, if_match};
 use crate::http::streams;
@@ -48,6 +49,15 @@ impl Managed for JobSpec {
 
     fn put_below(spec: &mut Self, parent: &str) {
         spec.cluster = parent.to_owned();
+    }
+
+    /// The files are there, and stay for as long as it takes to name them.
+    async fn ask(app: &App, project: &str, spec: &mut Self) -> Result<(), Problem> {
+        for file in spec.all_files_mut() {
+            let there = files::present(app, project, &file.digest).await;
+            file.size = there.map_err(|problem| problem.field(format!("the digest of {}", file.name)))?.size;
+        }
+        Ok(())
     }
 
     fn present(_app: &App, snapshot: &Snapshot, job: &mut Object<Self>) {

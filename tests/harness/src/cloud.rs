@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::built::{HELPERS, enoki_binary, helpers, image};
 use crate::space::Space;
-use crate::{Output, Response, eventually, http, signals, sweep};
+use crate::{Output, Response, eventually, http, panics, signals, sweep};
 
 /// Longer than any wait of the CLI's own by default, so that the CLI tells its story first.
 const COMMAND: Duration = Duration::from_secs(120);
@@ -46,6 +46,7 @@ impl Cloud {
     /// Without root, or when the machine lacks what it takes.
     pub fn bare() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "a test cloud needs root: ask `is_root()` first");
+        panics::remember();
         for left in sweep::sweep_dead() {
             eprintln!("harness: an earlier test's leftover would not go: {left}");
         }
@@ -323,7 +324,8 @@ impl Cloud {
     /// When it can't be built or imported.
     #[track_caller]
     pub fn import_spark(&self, version: &str) {
-        self.enoki(&["image", "import", &format!("enoki/spark:{version}"), &image("spark", Some(version))]).ok();
+        self.enoki(&["image", "import", &format!("enoki/spark:{version}"), &image("spark", Some(version))])
+            .ok();
     }
 
     /// The ends of this cloud's logs, for a message that explains a failure.
@@ -372,7 +374,11 @@ impl Drop for Cloud {
         }
         if std::thread::panicking() {
             // What `pid`, `api` and `up` show by themselves, for all other failures.
-            eprintln!("harness: the cloud's logs:{}", self.logs());
+            eprintln!(
+                "harness: the cloud's logs:{}\nharness: why it failed:\n{}",
+                self.logs(),
+                panics::told()
+            );
         }
         let left = self.remove();
         let told = format!("a test cloud left behind:\n{}", left.join("\n"));
