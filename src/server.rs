@@ -117,6 +117,7 @@ pub async fn run(config: ServerConfig, stop: CancellationToken) -> anyhow::Resul
         policy,
         networks,
         ways,
+        registry: registry.clone(),
     };
 
     let parts = async {

@@ -223,6 +223,9 @@ pub struct JobStatus {
     /// The instance that its driver is, or was: `enoki logs` and `enoki exec` take it while it is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub driver: Option<String>,
+    /// What the driver printed, kept when it had ended: a file of the project. The driver is gone then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<FileRef>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = "date-time")]
     pub started_at: Option<Timestamp>,

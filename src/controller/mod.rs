@@ -13,6 +13,7 @@ mod operation;
 
 use crate::admission::SystemNetworks;
 use crate::dispatch::{Events, Live};
+use crate::registry::Registry;
 use crate::scheduler::Policy;
 use crate::state::{self, At, State};
 use crate::store::keys::Key;
@@ -55,6 +56,8 @@ pub struct Context {
     /// How the networks are that clusters get.
     pub networks: SystemNetworks,
     pub ways: Ways,
+    /// Where the logs of ended drivers are kept.
+    pub registry: Registry,
 }
 
 /// Stands for election for as long as the server runs, and leads whenever it is elected.

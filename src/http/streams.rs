@@ -195,7 +195,8 @@ pub async fn logs(State(app): State<App>, path: Place, mut params: Params) -> An
     Ok(text(Body::from_stream(lines(socket))))
 }
 
-fn text(body: Body) -> Response {
+/// Text as it is.
+pub fn text(body: Body) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response()
 }
 

@@ -42,7 +42,11 @@ pub fn files_in_use(snapshot: &Snapshot) -> BTreeSet<Wanted> {
         let project = row.object.project.as_deref().unwrap_or_default();
         row.object.spec.all_files().map(move |file| (project, &file.digest))
     });
-    instances.chain(jobs).filter_map(|(project, digest)| Wanted::parse(project, digest)).collect()
+    let logs = snapshot
+        .job_status
+        .iter()
+        .filter_map(|((project, _), stored)| Some((project.as_str(), &stored.status.log.as_ref()?.digest)));
+    instances.chain(jobs).chain(logs).filter_map(|(project, digest)| Wanted::parse(project, digest)).collect()
 }
 
 /// PURE: which of the files that are kept, each with its age, go now.

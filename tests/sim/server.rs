@@ -103,6 +103,7 @@ impl Server {
             ServerConfig { name: name.clone(), pool: POOL.parse().expect("a network"), ..Default::default() };
         let networks = SystemNetworks { pool: config.pool, kind: NetworkKind::Local };
         let peers = Peers::new(state.clone(), pki.clone(), me.clone());
+        let for_logs = registry.clone();
         let ways = Ways { broker: broker.clone(), live: live.clone(), peers: peers.clone() };
         let api = http::router(App::new(
             state.clone(),
@@ -144,6 +145,7 @@ impl Server {
             policy: site.policy,
             networks,
             ways,
+            registry: for_logs,
         };
         let mut pace = controller::Pace::default();
         if site.broken == Some(Broken::NoSlowTimer) {

@@ -1,6 +1,7 @@
 //! The steps of a cluster and of its jobs as transactions, each with the election's fence.
 
 use super::decide::Step;
+use super::logs::{Logs, Source};
 use super::page::{Pages, Port};
 use super::{LABEL_CLUSTER, LABEL_JOB, LABEL_ROLE, instances, job, jobs, network_name, owned, spark};
 use crate::admission::{self, Deletion};
@@ -11,6 +12,7 @@ use crate::store::keys::Key;
 use crate::store::{Error, Txn};
 use enoki_api::cluster::{Cluster, ClusterSpec};
 use enoki_api::error::Problem;
+use enoki_api::host::HostPhase;
 use enoki_api::instance::{InstanceSpec, RunState};
 use enoki_api::job::{Job, JobSpec, JobStatus};
 use enoki_api::object::{Kind, Object, Owner};
@@ -183,16 +185,30 @@ impl Leader {
         cluster: &Cluster,
         row: &Arc<Row<JobSpec>>,
         ready: bool,
+        logs: &mut Logs,
         now: Timestamp,
     ) -> Result<(), Error> {
         let stored = snapshot.job_status.get(&row.at());
         let nothing = JobStatus::default();
         let before = stored.map_or(&nothing, |stored| &stored.status);
         let driver = driver(snapshot, cluster, &row.object);
-        let seen = job::Seen { now, job: &row.object, status: before, driver: driver.as_ref(), ready };
+        let seen = job::Seen {
+            now,
+            job: &row.object,
+            status: before,
+            driver: driver.as_ref(),
+            ready,
+            log: logs.of(&row.object.uid),
+        };
         let (mut status, step) = job::decide(&seen);
         let planned = match step {
             None => Ok(None),
+            Some(job::Step::KeepLog) => {
+                if let Some(source) = source(snapshot, cluster, &row.object) {
+                    logs.keep(&row.object.uid, source);
+                }
+                Ok(None)
+            }
             Some(step) => self.job_step(snapshot, cluster, row, step),
         };
         let txn = planned.unwrap_or_else(|problem| {
@@ -237,6 +253,7 @@ impl Leader {
             }
             job::Step::BeginAgain => edit(snapshot, cluster, &name, |spec| spec.restart_count += 1),
             job::Step::Stop => edit(snapshot, cluster, &name, |spec| spec.state = RunState::Stopped),
+            job::Step::KeepLog => Ok(None),
             job::Step::DeleteDriver => delete_instance(snapshot, cluster, &name),
             job::Step::Forget => {
                 let txn = admission::unchanged(row)?;
@@ -310,10 +327,19 @@ fn edit(
     admission::changed(row, &mut new, admission::unchanged(row)?)
 }
 
+/// One on a lost host goes without it: the host removes it when it is back.
 fn delete_instance(snapshot: &Snapshot, cluster: &Cluster, name: &str) -> Result<Option<Txn>, Problem> {
-    let Some(row) = find(snapshot, cluster, name).filter(|row| row.object.deleted_at.is_none()) else {
+    let Some(row) = find(snapshot, cluster, name) else { return Ok(None) };
+    let host = snapshot.assignments.get(&row.at()).map(|placed| &placed.assignment.host);
+    let lost = host
+        .and_then(|host| snapshot.host_status.get(host))
+        .is_some_and(|host| host.phase == HostPhase::Lost);
+    if lost && let Some(forced) = admission::instance::force(snapshot, row, admission::unchanged(row)?)? {
+        return Ok(Some(admission::removed(row, (forced, Deletion::Done))?.0));
+    }
+    if row.object.deleted_at.is_some() {
         return Ok(None);
-    };
+    }
     let gone = admission::instance::delete(snapshot, row, admission::unchanged(row)?)?;
     Ok(Some(admission::removed(row, gone)?.0))
 }
@@ -365,6 +391,14 @@ fn master_address(snapshot: &Snapshot, cluster: &Cluster) -> Option<Ipv4Addr> {
     let at = (cluster.project.clone().unwrap_or_default(), format!("{}-master", cluster.name));
     let placed = snapshot.assignments.get(&at)?;
     placed.assignment.nics.values().next().map(|nic| nic.address)
+}
+
+/// Where the driver of a job is.
+fn source(snapshot: &Snapshot, cluster: &Cluster, job: &Job) -> Option<Source> {
+    let project = cluster.project.clone().unwrap_or_default();
+    let placed = snapshot.assignments.get(&(project.clone(), driver_name(&cluster.name, &job.name)))?;
+    let assignment = &placed.assignment;
+    Some(Source { project, host: assignment.host.clone(), driver: assignment.uid.clone() })
 }
 
 fn driver(snapshot: &Snapshot, cluster: &Cluster, of: &Job) -> Option<job::Driver> {

@@ -19,6 +19,8 @@ pub struct Member {
     pub message: Option<String>,
     pub address: Option<Ipv4Addr>,
     pub deleting: bool,
+    /// Whether its host has been away for so long that it is given up.
+    pub lost: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +103,8 @@ fn keep_up(seen: &Seen<'_>) -> Decision {
     let mut steps = Vec::new();
     let mut record = seen.record.clone();
     record.status.observed_generation = seen.cluster.generation;
-    if !seen.network {
+    let named = seen.cluster.spec.network.as_ref();
+    if !seen.network && named.is_none() {
         steps.push(Step::MakeNetwork);
     }
     if !seen.volume {
@@ -109,7 +112,7 @@ fn keep_up(seen: &Seen<'_>) -> Decision {
     }
     let master = seen.members.iter().find(|member| member.role == Role::Master);
     let address = master.filter(|master| !master.deleting).and_then(|master| master.address);
-    if master.is_none() && steps.is_empty() {
+    if master.is_none() && seen.network && seen.volume {
         steps.push(Step::MakeMaster);
     }
     record.status.master = address.map(super::spark::master_url);
@@ -161,7 +164,7 @@ fn workers(seen: &Seen<'_>, master: Ipv4Addr, pool: &mut PoolRecord, steps: &mut
     pool.draining.retain(|name, _| members.values().any(|member| member.name == *name && !member.deleting));
     let staying: Vec<Worker> = members
         .iter()
-        .filter(|(_, member)| !member.deleting && !pool.draining.contains_key(&member.name))
+        .filter(|(_, member)| !member.deleting && !member.lost && !pool.draining.contains_key(&member.name))
         .map(|(number, member)| {
             let seen_as = member.address.and_then(|address| known.get(&address));
             let tasks = seen.view.and_then(|view| {
@@ -175,6 +178,9 @@ fn workers(seen: &Seen<'_>, master: Ipv4Addr, pool: &mut PoolRecord, steps: &mut
             }
         })
         .collect();
+    for (_, member) in members.iter().filter(|(_, member)| member.lost) {
+        steps.push(Step::Delete(member.name.clone()));
+    }
     let change = pool::size(spec, &staying, seen.needed, seen.lately, pool.changed_at, seen.now);
     let free = (1..).filter(|number| !members.contains_key(number));
     for number in free.take(change.add as usize) {
@@ -203,7 +209,8 @@ fn workers(seen: &Seen<'_>, master: Ipv4Addr, pool: &mut PoolRecord, steps: &mut
         }
     }
     let ready = staying.iter().filter(|worker| {
-        let address = members.get(&worker.number).and_then(|member| member.address);
+        let member = members.get(&worker.number).filter(|member| !pool.draining.contains_key(&member.name));
+        let address = member.and_then(|member| member.address);
         address.is_some_and(|address| matches!(known.get(&address), Some(WorkerSeen::Alive { .. })))
     });
     Counts {
@@ -255,7 +262,13 @@ fn phase(seen: &Seen<'_>, master: Option<&Member>, alive: bool, counts: &Counts)
     });
     let told =
         |member: &Member| format!("{}: {}", member.name, member.message.as_deref().unwrap_or_default());
+    let lost = master.filter(|master| master.lost);
     let why = match (master, faulty) {
+        _ if !seen.network && seen.cluster.spec.network.is_some() => {
+            let name = seen.cluster.spec.network.as_deref().unwrap_or_default();
+            Some(("network_missing".to_owned(), format!("network {name} is gone")))
+        }
+        _ if lost.is_some() => Some(("master_lost".to_owned(), "the host of its master is lost".to_owned())),
         (None, _) if before == ClusterPhase::Pending => None,
         (_, Some(member)) => Some(("instance".to_owned(), told(member))),
         (_, None) if !alive => Some(("master".to_owned(), "the master does not answer yet".to_owned())),
@@ -296,7 +309,15 @@ mod tests {
             Role::Worker(number) => (format!("lake-worker-{number}"), 10 + number as u8),
             Role::Driver => ("lake-job-1".to_owned(), 100),
         };
-        Member { name, role, phase, message: None, address: Some(address(last)), deleting: false }
+        Member {
+            name,
+            role,
+            phase,
+            message: None,
+            address: Some(address(last)),
+            deleting: false,
+            lost: false,
+        }
     }
 
     fn view(workers: &[(u8, WorkerSeen)]) -> View {
@@ -397,6 +418,28 @@ mod tests {
         let mut world = World::ready(3, 4, 3);
         world.members[2].deleting = true;
         assert_eq!(world.decide(), [Step::MakeWorker { number: 4, master: address(2) }]);
+    }
+
+    #[test]
+    fn a_worker_on_a_lost_host_is_given_up_and_replaced() {
+        let mut world = World::ready(3, 4, 3);
+        world.members[2].lost = true;
+        let expected =
+            [Step::Delete("lake-worker-2".into()), Step::MakeWorker { number: 4, master: address(2) }];
+        assert_eq!(world.decide(), expected);
+        world.members[0].lost = true;
+        world.view = None;
+        world.decide();
+        assert_eq!(world.record.status.reason.as_deref(), Some("master_lost"));
+    }
+
+    #[test]
+    fn a_network_that_was_named_is_not_made() {
+        let mut world = World::new(1, 1);
+        world.cluster.spec.network = Some("blue".into());
+        world.network = false;
+        assert_eq!(world.decide(), []);
+        assert_eq!(world.record.status.reason.as_deref(), Some("network_missing"));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //!    '----------+------> killed
 //! ```
 
+use enoki_api::file::FileRef;
 use enoki_api::instance::{InstanceStatus, Phase};
 use enoki_api::job::{Job, JobPhase, JobStatus};
 use jiff::Timestamp;
@@ -30,6 +31,8 @@ pub struct Seen<'a> {
     pub driver: Option<&'a Driver>,
     /// Whether the cluster takes drivers now.
     pub ready: bool,
+    /// What its driver printed, if that is kept by now.
+    pub log: Option<&'a FileRef>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +42,8 @@ pub enum Step {
     /// Starts the driver once more.
     BeginAgain,
     Stop,
+    /// Copies what the driver printed to where it outlives the driver.
+    KeepLog,
     DeleteDriver,
     /// The job's own keys: nothing else is left of it.
     Forget,
@@ -55,7 +60,8 @@ pub fn decide(seen: &Seen<'_>) -> (JobStatus, Option<Step>) {
         return (status, step);
     }
     if status.ended() {
-        return (status, None);
+        let step = after(seen, &mut status);
+        return (status, step);
     }
     (status.reason, status.message) = (None, None);
     let Some(driver) = seen.driver else { return without_driver(seen, status) };
@@ -87,6 +93,20 @@ pub fn decide(seen: &Seen<'_>) -> (JobStatus, Option<Step>) {
             (status, None)
         }
     }
+}
+
+/// A driver that has ended keeps what it was granted, so it goes: but not before what it printed is kept.
+fn after(seen: &Seen<'_>, status: &mut JobStatus) -> Option<Step> {
+    let driver = seen.driver.filter(|driver| !driver.deleting)?;
+    if status.log.is_some() {
+        return Some(Step::DeleteDriver);
+    }
+    // It may never have had a place: then there is nothing to keep.
+    if driver.status.host.is_none() {
+        return Some(Step::DeleteDriver);
+    }
+    status.log = seen.log.cloned();
+    status.log.is_none().then_some(Step::KeepLog)
 }
 
 fn without_driver(seen: &Seen<'_>, mut status: JobStatus) -> (JobStatus, Option<Step>) {
@@ -138,6 +158,7 @@ mod tests {
         status: JobStatus,
         driver: Option<Driver>,
         ready: bool,
+        log: Option<FileRef>,
     }
 
     impl World {
@@ -147,12 +168,19 @@ mod tests {
             let spec = serde_json::json!({"cluster": "lake", "file": file, "retries": retries});
             let spec = serde_json::from_value(spec).unwrap();
             let job = Object::new(Some("default"), "job-1", Default::default(), spec, Timestamp::UNIX_EPOCH);
-            World { job, status: JobStatus::default(), driver: None, ready: true }
+            World { job, status: JobStatus::default(), driver: None, ready: true, log: None }
         }
 
         fn decide(&mut self) -> (JobPhase, Option<Step>) {
             let (now, driver) = (Timestamp::UNIX_EPOCH, self.driver.as_ref());
-            let seen = Seen { now, job: &self.job, status: &self.status, driver, ready: self.ready };
+            let seen = Seen {
+                now,
+                job: &self.job,
+                status: &self.status,
+                driver,
+                ready: self.ready,
+                log: self.log.as_ref(),
+            };
             let (status, step) = decide(&seen);
             self.status = status;
             (self.status.phase, step)
@@ -164,7 +192,8 @@ mod tests {
             exit_code: Option<i64>,
             restarts: u64,
         ) -> (JobPhase, Option<Step>) {
-            let status = InstanceStatus { phase, exit_code, ..InstanceStatus::default() };
+            let host = Some("h1".to_owned());
+            let status = InstanceStatus { phase, exit_code, host, ..InstanceStatus::default() };
             let name = "lake-job-1".to_owned();
             self.driver = Some(Driver { name, restarts, status, current: true, deleting: false });
             self.decide()
@@ -182,7 +211,11 @@ mod tests {
         assert_eq!(world.driver(Phase::Running, None, 0), (JobPhase::Running, None));
         assert_eq!(world.driver(Phase::Stopped, Some(0), 0), (JobPhase::Succeeded, None));
         assert_eq!((world.status.exit_code, world.status.attempts), (Some(0), 1));
-        assert_eq!(world.driver(Phase::Running, None, 1), (JobPhase::Succeeded, None), "an end is an end");
+        assert_eq!(world.driver(Phase::Running, None, 1).0, JobPhase::Succeeded, "an end is an end");
+        assert_eq!(world.decide().1, Some(Step::KeepLog));
+        world.log = Some(FileRef { digest: "sha256:00".into(), size: 1 });
+        assert_eq!(world.decide().1, None, "first it is written down where the log is");
+        assert_eq!(world.decide().1, Some(Step::DeleteDriver));
         world.job.deleted_at = Some(Timestamp::UNIX_EPOCH);
         assert_eq!(world.decide().1, Some(Step::DeleteDriver));
         world.driver = None;

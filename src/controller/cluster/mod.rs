@@ -11,6 +11,7 @@
 mod act;
 mod decide;
 mod job;
+mod logs;
 mod page;
 mod pool;
 mod spark;
@@ -24,13 +25,15 @@ use crate::state::{At, ClusterRecord, Row, Snapshot};
 use crate::store::keys::Key;
 use decide::{Member, Role, Step};
 use enoki_api::cluster::{Cluster, ClusterPhase, ClusterSpec};
+use enoki_api::host::HostPhase;
 use enoki_api::instance::{InstanceSpec, Phase};
 use enoki_api::job::{JobPhase, JobSpec};
-use enoki_api::object::Object;
+use enoki_api::object::{Object, Uid};
 use jiff::{SignedDuration, Timestamp};
+use logs::Logs;
 use page::Port;
 use pool::Needs;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use view::View;
@@ -52,6 +55,7 @@ pub(super) async fn run(leader: &Leader) {
         needs: HashMap::new(),
         asked: HashMap::new(),
         refused: HashMap::new(),
+        logs: Logs::new(leader.context.ways.clone(), leader.context.registry.clone()),
     };
     let mut cursor = state.follow(state.snapshot().revision);
     let mut slow = tokio::time::interval(SLOW);
@@ -63,6 +67,7 @@ pub(super) async fn run(leader: &Leader) {
                 cursor = state.follow(state.snapshot().revision);
             },
             () = clusters.watchers.changed() => {}
+            () = clusters.logs.changed() => {}
             _ = slow.tick() => {}
         }
     }
@@ -93,6 +98,7 @@ struct Clusters<'a> {
     asked: HashMap<At, Instant>,
     /// Why a step of a cluster could not be taken, when it was last tried.
     refused: HashMap<At, (String, String)>,
+    logs: Logs,
 }
 
 impl Clusters<'_> {
@@ -103,6 +109,8 @@ impl Clusters<'_> {
         self.needs.retain(|at, _| snapshot.clusters.at(at).is_some());
         self.asked.retain(|at, _| snapshot.clusters.at(at).is_some());
         self.refused.retain(|at, _| snapshot.clusters.at(at).is_some());
+        let uids: HashSet<&Uid> = snapshot.jobs.iter().map(|(_, row)| &row.object.uid).collect();
+        self.logs.retain(|job| uids.contains(job));
         let all: Vec<_> = snapshot.clusters.iter().map(|(at, row)| (at.clone(), row.clone())).collect();
         for (at, row) in all {
             if let Err(error) = self.one(&snapshot, &at, &row).await {
@@ -163,7 +171,7 @@ impl Clusters<'_> {
         };
         let ready = decision.record.status.phase == ClusterPhase::Ready;
         for job in jobs {
-            self.leader.tend_job(snapshot, cluster, job, ready, now).await?;
+            self.leader.tend_job(snapshot, cluster, job, ready, &mut self.logs, now).await?;
         }
         Ok(())
     }
@@ -250,7 +258,9 @@ fn member(snapshot: &Snapshot, cluster: &Cluster, row: &Row<InstanceSpec>) -> Op
     let phase = status.map_or(Phase::Pending, |status| status.phase);
     let deleting = row.object.deleted_at.is_some();
     let message = status.and_then(|status| status.message.clone().or_else(|| status.reason.clone()));
-    Some(Member { name: row.object.name.clone(), role, phase, message, address, deleting })
+    let host = placed.and_then(|placed| snapshot.host_status.get(&placed.assignment.host));
+    let lost = host.is_some_and(|host| host.phase == HostPhase::Lost);
+    Some(Member { name: row.object.name.clone(), role, phase, message, address, deleting, lost })
 }
 
 /// Whether the cluster made it.

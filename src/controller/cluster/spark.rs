@@ -22,8 +22,8 @@ pub const DRIVER_PAGE: u16 = 4040;
 /// Where the master's state, and everybody's scratch files, are.
 const STATE: &str = "/var/lib/spark";
 const OWN: &str = "/opt/enoki/spark";
-/// Processes and threads of one instance: a bound, far above what Java takes.
-const PIDS: u64 = 8192;
+/// Processes and threads of one instance: a bound, far above the few hundred that Java takes. Hosts grant none twice.
+const PIDS: u64 = 2048;
 const MIB: u64 = 1 << 20;
 /// Heaps of the processes that only keep books, in MiB.
 const MASTER_HEAP: u64 = 256;

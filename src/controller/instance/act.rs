@@ -356,6 +356,7 @@ mod tests {
     use crate::controller::{Context, Ways};
     use crate::dispatch::{Broker, Events, Live};
     use crate::peers::Peers;
+    use crate::registry::Registry;
     use crate::scheduler::Policy;
     use crate::state::{self, State};
     use crate::store::Compare;
@@ -377,6 +378,7 @@ mod tests {
         spec.nics.clear();
         let instance = Object::new(Some("default"), "web1", Default::default(), spec, Timestamp::UNIX_EPOCH);
         snapshot.seed_instance(instance);
+        let folder = tempfile::tempdir().unwrap();
         let me = state::Server { name: "s1".into(), address: None };
         let (live, peers) = (Live::default(), Peers::new(State::new(), Pki::new("/nowhere"), me));
         let context = Context {
@@ -387,6 +389,8 @@ mod tests {
             policy: Policy::default(),
             networks: SystemNetworks { pool: "198.18.0.0/16".parse().unwrap(), kind: NetworkKind::Local },
             ways: Ways { broker: Broker::default(), live, peers },
+            registry: Registry::new(folder.path(), folder.path(), folder.path(), folder.path(), Bytes(0))
+                .unwrap(),
         };
         let row = snapshot.instances.get("default", "web1").unwrap();
         let plan = place(&context, &snapshot, &mut Frontier::default(), row).unwrap();

@@ -92,3 +92,16 @@ pub async fn present(app: &App, project: &str, digest: &str) -> Result<FileRef, 
     }
     Err(here.map_or_else(|error| error.problem(), |_| wanted.missing()))
 }
+
+/// The bytes of a file of the project, from whichever server has them.
+pub async fn content(app: &App, project: &str, digest: &str) -> Result<Body, Problem> {
+    let wanted =
+        Wanted::parse(project, digest).ok_or_else(|| Problem::not_found(format!("file {digest}")))?;
+    let here = app.registry.serve_file(&wanted, &Method::GET, &HeaderMap::new()).await;
+    if here.status() == StatusCode::OK {
+        return Ok(here.into_body());
+    }
+    let path = format!("{FILES_PATH}/{}", wanted.path());
+    let elsewhere = app.peers.elsewhere(&path, &Method::GET, &HeaderMap::new()).await;
+    elsewhere.map(|answer| Body::new(answer.into_body())).ok_or_else(|| wanted.missing())
+}

@@ -12,6 +12,7 @@ use crate::http::streams;
 use crate::state::{Row, Snapshot, Table};
 use crate::store::Txn;
 use crate::store::keys::Key;
+use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{get, post};
@@ -20,6 +21,7 @@ use enoki_api::cluster::ClusterSpec;
 use enoki_api::error::{Code, Problem};
 use enoki_api::job::JobSpec;
 use enoki_api::object::{Object, Uid};
+use http_body_util::BodyExt;
 
 /// Below its cluster, where a job is submitted; a project's jobs are also together under its own address.
 pub const BELOW: &str = "/v1/projects/{project}/clusters/{cluster}/jobs";
@@ -133,15 +135,41 @@ async fn kill(
     .await
 }
 
-/// What its driver printed.
-async fn logs(State(app): State<App>, Path(mut path): Place, params: Params) -> Answer {
+/// What its driver printed: the driver's own log while it is there, then what was kept of it.
+async fn logs(State(app): State<App>, Path(mut path): Place, mut params: Params) -> Answer {
     let at = place::<JobSpec>(&path);
     let job = presented::<JobSpec>(&app, &app.state.snapshot(), &at).filter(|job| below(&job.spec, &path));
     let job = job.ok_or_else(|| missing::<JobSpec>(&app.state.snapshot(), &at))?;
+    if let Some(log) = &job.status.log {
+        let (tail, _) = (params.number("tail")?, params.flag("follow")?);
+        for field in ["since", "timestamps"] {
+            if params.take(field).is_some_and(|value| value != "false") {
+                let detail = format!("{} has ended: its log is kept whole, without times", job.name);
+                return Err(Problem::invalid_field(field, detail).into());
+            }
+        }
+        params.done()?;
+        return kept(&app, &at.0, &log.digest, tail).await;
+    }
     let driver = job.status.driver.ok_or_else(|| {
         Problem::new(Code::NotRunning, format!("{} has not begun: nothing was printed yet", job.name))
     })?;
     path.remove(PARENT);
     path.insert("name".into(), driver);
     streams::logs(State(app), Path(path), params).await
+}
+
+/// A log that was kept, or its last lines.
+async fn kept(app: &App, project: &str, digest: &str, tail: Option<u64>) -> Answer {
+    let text = files::content(app, project, digest).await?;
+    let Some(tail) = tail else { return Ok(streams::text(text)) };
+    let bytes =
+        text.collect().await.map_err(|error| Problem::new(Code::Internal, error.to_string()))?.to_bytes();
+    let body = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
+    let mut ends = body.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
+    let from = match usize::try_from(tail).unwrap_or(usize::MAX) {
+        0 => bytes.len(),
+        lines => ends.nth(lines - 1).unwrap_or(0),
+    };
+    Ok(streams::text(Body::from(bytes.slice(from..))))
 }
