@@ -135,7 +135,9 @@ fn owned(cloud: &Cloud, name: &str, zone: &str, files: &Value) {
     cloud
         .api("POST", "/v1/projects/default/instances", Some(&json!({"name": name, "spec": spec})))
         .expect(201);
-    let owner = json!({"kind": "operation", "name": "job-1", "uid": "00000000-0000-4000-8000-000000000001"});
+    // Any object can be one.
+    let project = cloud.api("GET", "/v1/projects/default", None).expect(200).json;
+    let owner = json!({"kind": "project", "name": "default", "uid": project["uid"]});
     rewrite(cloud, name, &format!(".owner = {owner} | .spec.files = {files} | .spec.state = \"running\""));
 }
 
@@ -283,7 +285,20 @@ fn gone_with_the_instance(lab: &Lab) {
     };
     assert_eq!(there(), "2");
     cloud.sh("touch -d '2 minutes ago' /var/lib/enoki/files/*").ok();
-    rewrite(cloud, "driver", "del(.owner)");
+    // Its users', now that its owner is no more; files are still not theirs to choose.
+    let patch = |change: Value| {
+        let (at, media) = ("/v1/projects/default/instances/driver", "application/merge-patch+json");
+        cloud.api_raw("PATCH", at, &[("content-type", media)], Some(change.to_string().as_bytes()))
+    };
+    let mark = || patch(json!({"labels": {"of": "nobody"}}));
+    assert_eq!(mark().expect(409).problem(), "owned");
+    rewrite(cloud, "driver", ".owner.uid = \"00000000-0000-4000-8000-000000000001\"");
+    eventually("its owner is no more", SOON, || match mark() {
+        answer if answer.status == 200 => Ok(()),
+        answer => Err(answer.body),
+    });
+    let fewer = patch(json!({"spec": {"files": {"data.csv": null}}})).expect(422);
+    assert_eq!(fewer.json["field"], "spec.files", "{}", fewer.body);
     cloud.enoki(&["delete", "instance", "driver"]).ok();
     eventually("nothing is left of it", SOON, || match there().as_str() {
         "0" => Ok(()),

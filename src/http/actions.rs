@@ -108,7 +108,7 @@ async fn rebuild(
     let planned = commit(&app, &at, |snapshot| {
         let row = snapshot.instances.at(&at).ok_or_else(|| missing::<InstanceSpec>(snapshot, &at))?;
         edit::expect(row, expected)?;
-        edit::refuse_owned(row)?;
+        edit::refuse_owned(snapshot, row)?;
         let (txn, new) = instance::rebuild(snapshot, row, &wanted.image)?;
         if options.dry_run {
             return Ok(Step::Nothing(plan(&app, snapshot, new)));

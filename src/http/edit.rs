@@ -5,10 +5,10 @@ use super::answer::Answer;
 use super::commit::{Done, Step, commit};
 use super::objects::{Managed, Options, finish, plan};
 use crate::admission::{changed, missing, refuse_deleting, unchanged};
-use crate::state::{At, Row};
+use crate::state::{At, Row, Snapshot};
 use axum::http::StatusCode;
 use enoki_api::error::{Code, Problem};
-use enoki_api::object::{Object, Spec};
+use enoki_api::object::{Object, Owner, Spec};
 
 /// How a change is made.
 pub struct Edit {
@@ -31,9 +31,10 @@ pub fn expect<S: Spec>(row: &Row<S>, expected: Option<u64>) -> Result<(), Proble
     }
 }
 
-/// What has an owner goes through its owner.
-pub fn refuse_owned<S: Spec>(row: &Row<S>) -> Result<(), Problem> {
-    match &row.object.owner {
+/// What has an owner goes through its owner, for as long as that is there: then it is its project's, like all else.
+pub fn refuse_owned<S: Spec>(snapshot: &Snapshot, row: &Row<S>) -> Result<(), Problem> {
+    let there = |owner: &&Owner| snapshot.has_owner(row.object.project.as_deref(), owner);
+    match row.object.owner.as_ref().filter(there) {
         Some(owner) => Err(Problem::new(
             Code::Owned,
             format!("{} belongs to {} {}", row.object.key(), owner.kind, owner.name),
@@ -54,7 +55,7 @@ pub async fn run<K: Managed>(
     let planned = commit(app, &at, |snapshot| {
         let row = K::table(snapshot).at(&at).ok_or_else(|| missing::<K>(snapshot, &at))?;
         expect(row, edit.expected)?;
-        refuse_owned(row)?;
+        refuse_owned(snapshot, row)?;
         let old = &row.object;
         refuse_deleting(old)?;
         let mut new = change(old)?;
@@ -80,4 +81,61 @@ pub async fn run<K: Managed>(
         }
     };
     finish::<K>(app, &at, &uid, edit.done, edit.options.wait).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use enoki_api::cluster::ClusterSpec;
+    use enoki_api::object::Kind;
+    use enoki_api::volume::VolumeSpec;
+    use jiff::Timestamp;
+    use serde_json::json;
+
+    fn made<S: Spec>(project: &str, name: &str, spec: serde_json::Value) -> Object<S> {
+        let spec = serde_json::from_value(spec).unwrap();
+        Object::new(Some(project), name, Default::default(), spec, Timestamp::UNIX_EPOCH)
+    }
+
+    fn lake(project: &str) -> Object<ClusterSpec> {
+        made(project, "lake", json!({"version": "4.0.1"}))
+    }
+
+    /// What a user is told who would change the master's volume.
+    fn refused(snapshot: &Snapshot) -> Option<Problem> {
+        refuse_owned(snapshot, snapshot.volumes.get("shop", "lake-master").unwrap()).err()
+    }
+
+    #[test]
+    fn an_owner_that_is_gone_holds_nothing() {
+        let owner = lake("shop");
+        let mut volume = made::<VolumeSpec>("shop", "lake-master", json!({}));
+        volume.owner = Some(Owner { kind: Kind::Cluster, name: owner.name.clone(), uid: owner.uid.clone() });
+        let mut snapshot = Snapshot::default();
+        snapshot.seed_volume(volume.clone());
+        assert!(refused(&snapshot).is_none(), "its owner is gone");
+        let mut elsewhere = lake("other");
+        elsewhere.uid = owner.uid.clone();
+        snapshot.seed_cluster(elsewhere);
+        snapshot.seed_cluster(lake("shop"));
+        assert!(refused(&snapshot).is_none(), "these are others, of the same name");
+        snapshot.seed_cluster(owner);
+        let told = refused(&snapshot).expect("its owner is there");
+        assert_eq!((told.code, told.holder.as_deref()), (Code::Owned, Some("cluster lake")));
+        volume.owner = None;
+        snapshot.seed_volume(volume);
+        assert!(refused(&snapshot).is_none(), "it has no owner");
+    }
+
+    #[test]
+    fn an_owner_that_cannot_be_read_is_there() {
+        let mut volume = made::<VolumeSpec>("shop", "lake-master", json!({}));
+        volume.owner = Some(Owner { kind: Kind::Cluster, name: "lake".into(), uid: lake("shop").uid });
+        let mut snapshot = Snapshot::default();
+        snapshot.seed_volume(volume);
+        snapshot.undecodable.insert("/enoki/v1/clusters/shop/pond".into(), "no version".into());
+        assert!(refused(&snapshot).is_none());
+        snapshot.undecodable.insert("/enoki/v1/clusters/shop/lake".into(), "no version".into());
+        assert!(refused(&snapshot).is_some());
+    }
 }

@@ -418,7 +418,7 @@ async fn delete<K: Managed>(
         let row = K::table(snapshot).at(&at).filter(|row| below(&row.object.spec, &path));
         let row = row.ok_or_else(|| missing::<K>(snapshot, &at))?;
         edit::expect(row, expected)?;
-        edit::refuse_owned(row)?;
+        edit::refuse_owned(snapshot, row)?;
         let object = &row.object;
         let txn = unchanged(row)?;
         let forced = if force { K::force(&app, snapshot, row, txn.clone())? } else { None };

@@ -9,7 +9,7 @@ use enoki_api::image::ImageSpec;
 use enoki_api::instance::{AddressClaim, Assignment, InstanceSpec, InstanceStatus, Tombstone};
 use enoki_api::job::{JobSpec, JobStatus};
 use enoki_api::network::NetworkSpec;
-use enoki_api::object::{Kind, Object, Spec, Uid};
+use enoki_api::object::{Kind, Object, Owner, Spec, Uid};
 use enoki_api::operation::{OperationSpec, OperationStatus};
 use enoki_api::project::ProjectSpec;
 use enoki_api::quantity::{Bytes, MilliCpu};
@@ -166,6 +166,34 @@ impl Snapshot {
             .range(first..)
             .take_while(move |((p, n, _), _)| p == project && n == network)
             .map(|((_, _, address), claim)| (*address, claim))
+    }
+
+    /// Whether the owner of an object of this project is still there: the same one, not another of its name. One that
+    /// cannot be read is there too.
+    pub fn has_owner(&self, project: Option<&str>, owner: &Owner) -> bool {
+        fn stands<S: Spec>(table: &Table<S>, at: &At, uid: &Uid) -> bool {
+            table.at(at).is_some_and(|row| row.object.uid == *uid)
+        }
+        let project = project.filter(|_| owner.kind.in_project());
+        let unread = Key::spec(owner.kind.plural(), project, &owner.name)
+            .is_ok_and(|key| self.undecodable.contains_key(&String::from(key)));
+        let at = (project.unwrap_or_default().to_owned(), owner.name.clone());
+        let stands = match owner.kind {
+            Kind::Host => stands(&self.hosts, &at, &owner.uid),
+            Kind::Project => stands(&self.projects, &at, &owner.uid),
+            Kind::Network => stands(&self.networks, &at, &owner.uid),
+            Kind::Volume => stands(&self.volumes, &at, &owner.uid),
+            Kind::Secret => stands(&self.secrets, &at, &owner.uid),
+            Kind::Image => stands(&self.images, &at, &owner.uid),
+            Kind::Instance => stands(&self.instances, &at, &owner.uid),
+            Kind::Cluster => stands(&self.clusters, &at, &owner.uid),
+            Kind::Job => stands(&self.jobs, &at, &owner.uid),
+            Kind::Token => stands(&self.tokens, &at, &owner.uid),
+            Kind::Operation => stands(&self.operations, &at, &owner.uid),
+            // Told, and owning nothing.
+            Kind::Event => false,
+        };
+        stands || unread
     }
 
     /// Whether a volume's bytes are on one host alone. One that is not known counts as such.
@@ -500,6 +528,14 @@ impl Snapshot {
 
     pub fn seed_volume(&mut self, volume: Object<VolumeSpec>) {
         self.volumes.seed(volume);
+    }
+
+    pub fn seed_cluster(&mut self, cluster: Object<ClusterSpec>) {
+        self.clusters.seed(cluster);
+    }
+
+    pub fn seed_job(&mut self, job: Object<JobSpec>) {
+        self.jobs.seed(job);
     }
 
     pub fn cordon(&mut self, host: &str) {

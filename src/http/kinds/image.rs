@@ -107,7 +107,7 @@ async fn store(app: &App, at: &At, import: &Import) -> Answer {
     let planned = commit(app, at, |snapshot| {
         Ok(match snapshot.images.at(at) {
             Some(row) => {
-                edit::refuse_owned(row)?;
+                edit::refuse_owned(snapshot, row)?;
                 let mut new = row.object.clone();
                 new.spec = ImageSpec { prepull: row.object.spec.prepull.clone(), ..spec.clone() };
                 if new.spec == row.object.spec {

@@ -7,7 +7,7 @@ use crate::scheduler::{self, Request, Verdict};
 use crate::state::{Row, Snapshot, Table};
 use crate::store::Txn;
 use enoki_api::error::Problem;
-use enoki_api::instance::{Instance, InstanceSpec};
+use enoki_api::instance::InstanceSpec;
 use enoki_api::object::Object;
 
 impl Managed for InstanceSpec {
@@ -26,7 +26,7 @@ impl Managed for InstanceSpec {
     }
 
     fn create(app: &App, snapshot: &Snapshot, instance: &mut Object<Self>, txn: Txn) -> Result<Txn, Problem> {
-        refuse_files(instance)?;
+        refuse_files(None, &instance.spec)?;
         instance::create(snapshot, &app.live, instance, txn)
     }
 
@@ -37,7 +37,7 @@ impl Managed for InstanceSpec {
         new: &mut Object<Self>,
         txn: Txn,
     ) -> Result<Txn, Problem> {
-        refuse_files(new)?;
+        refuse_files(Some(&old.object.spec), &new.spec)?;
         instance::update(snapshot, old, new, txn)
     }
 
@@ -68,9 +68,9 @@ impl Managed for InstanceSpec {
     }
 }
 
-/// Files are a job's: what has no owner has none.
-fn refuse_files(instance: &Instance) -> Result<(), Problem> {
-    if instance.owner.is_some() || instance.spec.files.is_empty() {
+/// Files are a job's: users may leave them as they were, or out.
+fn refuse_files(before: Option<&InstanceSpec>, wanted: &InstanceSpec) -> Result<(), Problem> {
+    if wanted.files.is_empty() || before.is_some_and(|before| before.files == wanted.files) {
         return Ok(());
     }
     Err(Problem::invalid_field("spec.files", "files are set by what owns an instance, not by its users")
