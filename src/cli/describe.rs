@@ -161,7 +161,7 @@ fn envelope(sheet: &mut Sheet, kind: Kind, object: &Value) -> Result<(), Failure
     sheet.field("Deleting since", string("deleted_at"));
     if let Some(owner) = object["owner"].as_object() {
         let part = |field: &str| owner.get(field).and_then(Value::as_str).unwrap_or("?");
-        sheet.field("Owner", format!("{}/{}", part("kind"), part("name")));
+        sheet.field("Owner", format!("{} {}", part("kind"), part("name")));
     }
     sheet.field("Generation", format!("{}, revision {}", object["generation"], object["revision"]));
     Ok(())
