@@ -1,7 +1,8 @@
 //! Quotas: what a project may have in sum, asked of a real server with a real etcd, one request at a time and many at once.
 
-use enoki_harness::{Cloud, is_root};
+use enoki_harness::{Cloud, eventually, is_root};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 const INSTANCES: &str = "/v1/projects/shop/instances";
 
@@ -40,6 +41,7 @@ fn quotas() {
     lowered_below_the_use(&cloud);
     networks_and_volumes(&cloud);
     without_a_limit(&cloud);
+    clusters(&cloud);
     // Who has no quota has no guard, and who is gone has none.
     assert_eq!(guards(&cloud), "/enoki/v1/quotas/shop");
     for name in names(&cloud) {
@@ -48,6 +50,9 @@ fn quotas() {
     for it in [["volume", "v1"], ["network", "n1"]] {
         cloud.enoki(&["-p", "shop", "delete", it[0], it[1]]).ok();
     }
+    let told = cloud.enoki(&["delete", "project", "shop"]).exits(1);
+    assert!(told.stderr.contains("used by cluster shop/lake, held"), "{told}");
+    cloud.enoki(&["-p", "shop", "delete", "cluster", "lake"]).ok();
     cloud.enoki(&["delete", "project", "shop"]).ok();
     assert_eq!(guards(&cloud), "");
 }
@@ -143,4 +148,27 @@ fn without_a_limit(cloud: &Cloud) {
     assert_eq!((told.problem(), &told.json["field"]), ("quota_exceeded", &json!("spec.memory")));
     let seen = cloud.api("GET", &format!("{INSTANCES}/unbound"), None).expect(200).json;
     assert_eq!(seen["spec"]["state"], "stopped");
+}
+
+/// They count, and so does what they are made of: without room for it they wait.
+fn clusters(cloud: &Cloud) {
+    let shop = |words: &[&str]| cloud.enoki(&[&["-p", "shop"], words].concat());
+    // Nothing of it is to run: any image will do.
+    let tar = cloud.sh(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/images/tiny.sh")).ok();
+    cloud.enoki(&["image", "import", "enoki/spark:0", tar.text()]).ok();
+    let quota = ["project", "quota", "shop", "--clusters", "1", "--networks", "0", "--volumes", "0"];
+    cloud.enoki(&quota).ok();
+    shop(&["cluster", "create", "lake", "--version", "0"]).ok();
+    let told = shop(&["cluster", "create", "pond", "--version", "0"]).exits(1);
+    assert!(told.stderr.contains("clusters: 1 more asked, 1 of 1 used"), "{told}");
+    let told = eventually("it waits for room", Duration::from_secs(30), || {
+        let status = shop(&["get", "cluster", "lake", "-o", "json"]).ok().json()["status"].clone();
+        if status["reason"] == "quota_exceeded" { Ok(status) } else { Err(status) }
+    });
+    assert_eq!(told["phase"], "pending", "{told}");
+    let wide = cloud.enoki(&["get", "projects"]).ok().stdout;
+    let line = wide.lines().find(|line| line.starts_with("shop")).expect("a line").to_owned();
+    assert!(wide.contains("CLUSTERS") && line.contains("1/1"), "{wide}");
+    let left = cloud.api("GET", "/v1/projects/shop", None).expect(200).json;
+    assert_eq!(left["status"]["clusters"], 1, "{left}");
 }

@@ -1,4 +1,4 @@
-//! The project: the tenant that owns networks, volumes, secrets, images and instances, and how much of them it may.
+//! The project: the tenant that owns networks, volumes, secrets, images, instances, clusters and jobs, and how much of them it may.
 
 use crate::instance::InstanceSpec;
 use crate::object::{Faults, Kind, Object, Spec};
@@ -39,6 +39,9 @@ pub struct Quota {
     pub networks: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volumes: Option<u64>,
+    /// What a cluster is made of counts as what it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clusters: Option<u64>,
 }
 
 /// What a quota bounds.
@@ -51,10 +54,11 @@ pub enum Resource {
     Instances,
     Networks,
     Volumes,
+    Clusters,
 }
 
 impl Resource {
-    pub const ALL: [Resource; 7] = [
+    pub const ALL: [Resource; 8] = [
         Resource::Cpus,
         Resource::Memory,
         Resource::Pids,
@@ -62,6 +66,7 @@ impl Resource {
         Resource::Instances,
         Resource::Networks,
         Resource::Volumes,
+        Resource::Clusters,
     ];
 
     /// The field's name, in a quota and in a status.
@@ -74,6 +79,7 @@ impl Resource {
             Resource::Instances => "instances",
             Resource::Networks => "networks",
             Resource::Volumes => "volumes",
+            Resource::Clusters => "clusters",
         }
     }
 
@@ -82,9 +88,11 @@ impl Resource {
         match self {
             Resource::Cpus => MilliCpu(amount).to_string(),
             Resource::Memory | Resource::DiskSize => Bytes(amount).to_string(),
-            Resource::Pids | Resource::Instances | Resource::Networks | Resource::Volumes => {
-                amount.to_string()
-            }
+            Resource::Pids
+            | Resource::Instances
+            | Resource::Networks
+            | Resource::Volumes
+            | Resource::Clusters => amount.to_string(),
         }
     }
 
@@ -95,7 +103,7 @@ impl Resource {
             Resource::Memory => instance.memory.is_none(),
             Resource::Pids => instance.pids.is_none(),
             Resource::DiskSize => instance.disk_size.is_none(),
-            Resource::Instances | Resource::Networks | Resource::Volumes => false,
+            Resource::Instances | Resource::Networks | Resource::Volumes | Resource::Clusters => false,
         }
     }
 }
@@ -111,6 +119,7 @@ impl Quota {
             Resource::Instances => self.instances,
             Resource::Networks => self.networks,
             Resource::Volumes => self.volumes,
+            Resource::Clusters => self.clusters,
         }
     }
 
@@ -139,6 +148,8 @@ pub struct ProjectStatus {
     pub networks: u64,
     #[serde(default)]
     pub volumes: u64,
+    #[serde(default)]
+    pub clusters: u64,
     /// Of the instances that have a limit; so for memory, pids and disk_size.
     #[serde(default)]
     pub cpus: MilliCpu,
@@ -161,6 +172,7 @@ impl ProjectStatus {
             Resource::Instances => self.instances,
             Resource::Networks => self.networks,
             Resource::Volumes => self.volumes,
+            Resource::Clusters => self.clusters,
         }
     }
 
@@ -179,6 +191,7 @@ impl ProjectStatus {
             instances: self.instances.saturating_sub(before.instances),
             networks: self.networks.saturating_sub(before.networks),
             volumes: self.volumes.saturating_sub(before.volumes),
+            clusters: self.clusters.saturating_sub(before.clusters),
             cpus: MilliCpu(self.cpus.0.saturating_sub(before.cpus.0)),
             memory: Bytes(self.memory.0.saturating_sub(before.memory.0)),
             pids: self.pids.saturating_sub(before.pids),

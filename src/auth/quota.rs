@@ -19,6 +19,7 @@ pub enum Asked<'a> {
     },
     Network,
     Volume,
+    Cluster,
 }
 
 impl Asked<'_> {
@@ -35,6 +36,7 @@ impl Asked<'_> {
             }
             Asked::Network => ProjectStatus { networks: 1, ..Default::default() },
             Asked::Volume => ProjectStatus { volumes: 1, ..Default::default() },
+            Asked::Cluster => ProjectStatus { clusters: 1, ..Default::default() },
         }
     }
 
@@ -72,6 +74,7 @@ pub fn used(snapshot: &Snapshot, project: &str) -> ProjectStatus {
     let mut used = ProjectStatus {
         networks: snapshot.networks.of(project).count() as u64,
         volumes: snapshot.volumes.of(project).count() as u64,
+        clusters: snapshot.clusters.of(project).count() as u64,
         ..Default::default()
     };
     snapshot.instances.of(project).for_each(|row| used.add(&row.object.spec));
@@ -109,6 +112,7 @@ pub fn check(project: &str, quota: &Quota, used: &ProjectStatus, asked: Asked<'_
 #[cfg(test)]
 mod tests {
     use super::*;
+    use enoki_api::cluster::ClusterSpec;
     use enoki_api::network::NetworkSpec;
     use enoki_api::object::Object;
     use enoki_api::quantity::{Bytes, MilliCpu};
@@ -159,10 +163,14 @@ mod tests {
                 Timestamp::UNIX_EPOCH,
             );
             snapshot.seed_network(made);
+            let lake: ClusterSpec = serde_json::from_value(serde_json::json!({"version": "4.0.1"})).unwrap();
+            let made = Object::new(Some(project), "lake", Default::default(), lake, Timestamp::UNIX_EPOCH);
+            snapshot.seed_cluster(made);
         }
         let wanted = ProjectStatus {
             instances: 3,
             networks: 1,
+            clusters: 1,
             cpus: MilliCpu(1000),
             memory: Bytes(2 << 20),
             ..Default::default()
@@ -192,9 +200,11 @@ mod tests {
         let asked = Asked::Instance { before: None, wanted: &large };
         let both = code(&quota, &full, asked).unwrap();
         assert_eq!(both, "cpus: 0.501 more asked, 1.5 of 2 used (and 1 more)");
-        let none = Quota { networks: Some(0), volumes: Some(1), ..Default::default() };
+        let none = Quota { networks: Some(0), volumes: Some(1), clusters: Some(0), ..Default::default() };
         assert!(code(&none, &used, Asked::Network).is_some());
         assert_eq!(code(&none, &used, Asked::Volume), None);
+        let refused = code(&none, &used, Asked::Cluster);
+        assert_eq!(refused.as_deref(), Some("clusters: 1 more asked, 0 of 0 used"));
         assert_eq!(code(&Quota::default(), &full, Asked::Network), None);
     }
 

@@ -35,6 +35,9 @@ pub struct QuotaFlags {
     /// Volumes
     #[arg(long = "quota-volumes", visible_alias = "volumes", value_name = "N")]
     volumes: Option<Limit<u64>>,
+    /// Clusters
+    #[arg(long = "quota-clusters", visible_alias = "clusters", value_name = "N")]
+    clusters: Option<Limit<u64>>,
 }
 
 impl QuotaFlags {
@@ -48,6 +51,7 @@ impl QuotaFlags {
         set(&mut patch, "instances", &self.instances);
         set(&mut patch, "networks", &self.networks);
         set(&mut patch, "volumes", &self.volumes);
+        set(&mut patch, "clusters", &self.clusters);
         patch
     }
 }

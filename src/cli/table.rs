@@ -58,7 +58,7 @@ const VOLUME: Header = (&["NAME", "TYPE", "HOST", "USED-BY", "AGE"], &["PATH", "
 const SECRET: Header = (&["NAME", "KEYS", "AGE"], &["UID"]);
 const IMAGE: Header = (&["NAME", "SIZE", "USED-BY", "AGE"], &["DIGEST", "HOSTS", "IMAGE-ID", "UID"]);
 const PROJECT: Header = (
-    &["NAME", "INSTANCES", "NETWORKS", "VOLUMES", "AGE"],
+    &["NAME", "INSTANCES", "NETWORKS", "VOLUMES", "CLUSTERS", "AGE"],
     &["CPUS", "MEMORY", "PIDS", "DISK", "DESCRIPTION", "LABELS", "UID"],
 );
 const CLUSTER: Header = (
@@ -259,6 +259,7 @@ fn project(object: &Project) -> Vec<String> {
         share(object, Resource::Instances),
         share(object, Resource::Networks),
         share(object, Resource::Volumes),
+        share(object, Resource::Clusters),
         age(object.created_at),
         share(object, Resource::Cpus),
         share(object, Resource::Memory),

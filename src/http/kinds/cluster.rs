@@ -1,6 +1,7 @@
 //! Clusters: written down here, made and kept up by their controller.
 
-use crate::admission::{Deletion, key};
+use crate::admission::{Deletion, key, quota};
+use crate::auth::quota::Asked;
 use crate::dispatch::orders;
 use crate::http::App;
 use crate::http::objects::Managed;
@@ -40,7 +41,9 @@ impl Managed for ClusterSpec {
 
     fn create(_app: &App, snapshot: &Snapshot, cluster: &mut Object<Self>, txn: Txn) -> Result<Txn, Problem> {
         let txn = has_image(snapshot, cluster, txn)?;
-        references(snapshot, cluster, txn)
+        let txn = references(snapshot, cluster, txn)?;
+        let project = cluster.project.as_deref().unwrap_or_default();
+        quota::within(snapshot, project, Asked::Cluster, txn)
     }
 
     fn update(
