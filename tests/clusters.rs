@@ -169,6 +169,16 @@ fn elastic(lab: &Lab) {
     assert_eq!(desired, BTreeSet::from([1, 4]), "in one step");
     let logs = cloud.enoki(&["cluster", "job", "logs", "lake", &job]).ok();
     assert!(logs.stdout.contains("sum 1770\n"), "{logs}");
+    // The driver goes, with all that it was granted; what it printed stays.
+    let driver = format!("lake-{job}");
+    eventually("the driver is gone", WAIT, || {
+        let drivers = cloud.enoki(&["get", "instances", "-l", "enoki.role=driver", "-o", "name"]).ok();
+        if drivers.stdout.contains(&driver) { Err(drivers.stdout) } else { Ok(()) }
+    });
+    let kept = cloud.enoki(&["cluster", "job", "logs", "lake", &job]).ok();
+    assert_eq!(kept.stdout, logs.stdout);
+    let last = cloud.enoki(&["cluster", "job", "logs", "lake", &job, "--tail", "1"]).ok();
+    assert_eq!(Some(last.text()), kept.text().lines().last());
 }
 
 fn ends(lab: &Lab) {
