@@ -143,11 +143,13 @@ fn apart(lab: &Lab) {
         );
         assert!(!reaches("probe", &["nc", "-z", "-w", "3", &master, port]), "{port} from another network");
     }
-    // And over the API, by whoever may enter the instance.
+    // And over the API, by whoever may enter the instance: the master's page, and a worker's through it.
     cloud.sh(
-        "enoki port-forward lake-master 18080:8080 >/run/forward & forward=$!; \
-         for i in $(seq 50); do [ -s /run/forward ] && break; sleep 0.1; done; \
-         curl -sS --max-time 10 http://127.0.0.1:18080/json/ >/run/page; kill $forward; jq -e .aliveworkers /run/page",
+        "enoki cluster ui lake >/run/ui & forward=$!; \
+         for i in $(seq 50); do [ -s /run/ui ] && break; sleep 0.1; done; \
+         get() { curl -sS --fail --max-time 10 \"$(cat /run/ui)$1\"; }; \
+         get json/ >/run/page; worker=$(jq -r '.workers[0].id' /run/page); \
+         get \"proxy/$worker/json/\" >/run/worker; kill $forward; jq -e '.cores == 1' /run/worker",
     )
     .ok();
     cloud.enoki(&["delete", "instance", "probe", "--force"]).ok();

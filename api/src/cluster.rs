@@ -194,12 +194,13 @@ pub fn check_conf(key: &str, value: &str) -> Result<(), String> {
 }
 
 /// What follows from how the cluster is made, and what to change instead. A name that ends with a dot is all below it.
-const OWN_CONF: [(&str, &str); 12] = [
+const OWN_CONF: [(&str, &str); 13] = [
     ("spark.master", "a job is submitted to the cluster"),
     ("spark.submit.deployMode", "a job's driver is an instance of its own"),
     ("spark.master.rest.", "jobs are submitted through Enoki"),
     ("spark.master.ui.", "pages are reached through Enoki"),
     ("spark.ui.port", "pages are reached through Enoki"),
+    ("spark.ui.reverseProxy", "pages are reached through Enoki"),
     ("spark.worker.", "see spec.workers"),
     ("spark.driver.host", "a driver listens on its instance's address"),
     ("spark.driver.bindAddress", "a driver listens on its instance's address"),

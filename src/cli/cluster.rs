@@ -3,6 +3,7 @@
 use super::context::{CALL, Context};
 use super::create::list;
 use super::failure::{Failure, NOT_RUN};
+use super::forward::lead;
 use super::image::bring;
 use super::logs::{self, Part};
 use super::output;
@@ -15,6 +16,7 @@ use enoki_api::job::JobPhase;
 use enoki_api::quantity::Span;
 use enoki_api::{Cluster, Job, Kind};
 use serde_json::{Map, Value, json};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -32,6 +34,23 @@ pub enum ClusterCommand {
     },
     #[command(subcommand)]
     Job(JobCommand),
+    /// Leads a port of this machine to the cluster's pages, until Ctrl-C
+    #[command(after_help = "\
+The master's page leads on to those of workers and running jobs. The way there is the API: nothing else has to reach it.
+
+Examples:
+  enoki cluster ui lake
+  enoki cluster ui lake --port 8080")]
+    Ui {
+        /// The cluster
+        name: String,
+        /// Of this machine. Default: any free one
+        #[arg(long, default_value_t = 0)]
+        port: u16,
+        /// Where to listen. Whoever reaches it reaches the pages
+        #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+        address: IpAddr,
+    },
 }
 
 /// Makes a cluster: a master and a pool of workers that grows and shrinks with its jobs
@@ -195,6 +214,12 @@ pub async fn cluster(ctx: &Context, command: ClusterCommand) -> Result<u8, Failu
             let jobs = ctx.client.read_list(&below(ctx, &name), &ListOptions::default(), CALL).await?;
             ctx.show_list(Kind::Job, &jobs.body).map(|()| 0)
         }
+        ClusterCommand::Ui { name, port, address } => {
+            // Whether there is such a cluster, rather than such an instance.
+            ctx.read(Kind::Cluster, &name).await?;
+            let told = |at| format!("http://{at}/");
+            lead(ctx, &format!("{name}-master"), (address, port).into(), MASTER_PAGE, told).await.map(|()| 0)
+        }
         ClusterCommand::Job(JobCommand::Logs { name, id, part }) => {
             logs::print(ctx, below(ctx, &name).join(&id), part).await.map(|()| 0)
         }
@@ -339,6 +364,8 @@ async fn file(ctx: &Context, path: &str) -> Result<Value, Failure> {
     Ok(json!({"name": name, "digest": sent.digest, "size": sent.size}))
 }
 
+/// Where a master shows itself and the others.
+const MASTER_PAGE: u16 = 8080;
 /// For one file: the largest there may be over a slow line.
 const UPLOAD: std::time::Duration = std::time::Duration::from_secs(30 * 60);
 

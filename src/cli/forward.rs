@@ -4,7 +4,7 @@ use super::context::{CALL, Context};
 use super::failure::Failure;
 use bytes::BytesMut;
 use enoki_api::stream::{self, Frame, FrameReceiver, FrameSender};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -55,19 +55,30 @@ impl FromStr for Ports {
 
 pub async fn forward(ctx: &Context, args: PortForward) -> Result<(), Failure> {
     let Ports { local, inside } = args.ports;
+    let name = &args.name;
+    lead(ctx, name, (args.address, local).into(), inside, |at| format!("{at} is port {inside} of {name}")).await
+}
+
+/// Leads the port `at` of this machine to the port `inside` an instance, until Ctrl-C. `told` is what is said about it.
+pub async fn lead(
+    ctx: &Context,
+    name: &str,
+    at: SocketAddr,
+    inside: u16,
+    told: impl Fn(SocketAddr) -> String,
+) -> Result<(), Failure> {
     // Before anybody is let in: whether there is an instance, and one that this user may enter.
-    drop(ctx.client.connect_to(&ctx.project, &args.name, inside, CALL).await?);
-    let listener = TcpListener::bind((args.address, local)).await;
-    let listener = listener.map_err(|error| Failure::io(format!("{}:{local}", args.address), error))?;
+    drop(ctx.client.connect_to(&ctx.project, name, inside, CALL).await?);
+    let listener = TcpListener::bind(at).await.map_err(|error| Failure::io(at, error))?;
     let at = listener.local_addr().map_err(|error| Failure::io("the port", error))?;
-    super::output::line(format!("{at} is port {inside} of {}", args.name))?;
+    super::output::line(told(at))?;
     let mut connections = JoinSet::new();
     loop {
         // Cancel-safe: a connection that is not accepted stays in the queue, and one that ended in the set.
         tokio::select! {
             accepted = listener.accept() => {
                 let (near, from) = accepted.map_err(|error| Failure::io("the port", error))?;
-                let (client, project, name) = (ctx.client.clone(), ctx.project.clone(), args.name.clone());
+                let (client, project, name) = (ctx.client.clone(), ctx.project.clone(), name.to_owned());
                 connections.spawn(async move {
                     let joined = async {
                         let far = client.connect_to(&project, &name, inside, CALL).await?;

@@ -34,6 +34,9 @@ const WORKER_RESIDENT: u64 = 256;
 /// and for Python.
 const HEAP_PART: (u64, u64) = (3, 4);
 
+/// The master's page leads on to those of workers and drivers: one port is the way to all.
+const PROXIED: (&str, &str) = ("spark.ui.reverseProxy", "true");
+
 /// `spark://ADDRESS:PORT` of the master at this address.
 pub fn master_url(address: Ipv4Addr) -> String {
     format!("spark://{address}:{MASTER_PORT}")
@@ -68,6 +71,7 @@ pub fn master(cluster: &Cluster, network: &str) -> InstanceSpec {
         ("spark.decommission.enabled", "true"),
         ("spark.master.ui.decommission.allow.mode", "ALLOW"),
         ("spark.master.rest.enabled", "false"),
+        PROXIED,
     ]));
     environment(&mut spec, &conf, [("SPARK_DAEMON_MEMORY", format!("{MASTER_HEAP}m"))]);
     spec
@@ -80,7 +84,7 @@ pub fn worker(cluster: &Cluster, network: &str, master: Ipv4Addr) -> InstanceSpe
     spec.memory = Some(cluster.spec.workers.memory);
     spec.mounts.extend(cluster.spec.mounts.clone());
     let mut conf = cluster.spec.spark_conf.clone();
-    conf.extend(pairs(&[("spark.decommission.enabled", "true"), ("spark.worker.cleanup.enabled", "true")]));
+    conf.extend(pairs(&[("spark.decommission.enabled", "true"), ("spark.worker.cleanup.enabled", "true"), PROXIED]));
     environment(
         &mut spec,
         &conf,
@@ -107,6 +111,7 @@ pub fn driver(cluster: &Cluster, job: &Job, network: &str, master: Ipv4Addr) -> 
     // What the pool's size follows from is not for a job to change.
     conf.insert("spark.metrics.namespace".into(), "job".into());
     conf.insert("spark.ui.port".into(), DRIVER_PAGE.to_string());
+    conf.extend(pairs(&[PROXIED]));
     conf.insert(
         "spark.app.name".into(),
         conf.get("spark.app.name").cloned().unwrap_or_else(|| job.name.clone()),
