@@ -41,6 +41,8 @@ pub struct Seen<'a> {
     pub volume: bool,
     /// None: nobody has looked, or what was seen is too old.
     pub view: Option<&'a View>,
+    /// Whether this leader has looked by now.
+    pub looked: bool,
     /// Workers that the jobs could use. None: unknown.
     pub needed: Option<u32>,
     /// The most of them lately; see [`pool::Needs::most`].
@@ -137,6 +139,13 @@ fn keep_up(seen: &Seen<'_>) -> Decision {
     };
     if phase == ClusterPhase::Ready {
         record.status.ready_at.get_or_insert(seen.now);
+    }
+    // A new leader says nothing else than the last one before it has looked itself.
+    if !seen.looked && seen.record.status.ready_at.is_some() {
+        let before = &seen.record.status;
+        record.status.phase = before.phase;
+        (record.status.reason, record.status.message) = (before.reason.clone(), before.message.clone());
+        record.status.workers.ready = before.workers.ready;
     }
     Decision { steps, record }
 }
@@ -334,6 +343,7 @@ mod tests {
         network: bool,
         volume: bool,
         view: Option<View>,
+        looked: bool,
         needed: Option<u32>,
         lately: Option<u32>,
         second: i64,
@@ -348,6 +358,7 @@ mod tests {
                 network: true,
                 volume: true,
                 view: None,
+                looked: true,
                 needed: None,
                 lately: None,
                 second: 0,
@@ -373,6 +384,7 @@ mod tests {
                 network: self.network,
                 volume: self.volume,
                 view: self.view.as_ref(),
+                looked: self.looked,
                 needed: self.needed,
                 lately: self.lately,
             };
@@ -411,6 +423,10 @@ mod tests {
         world.view = None;
         world.decide();
         assert_eq!(world.phase(), ClusterPhase::Degraded, "what was ready is degraded, not starting");
+        world.record.status.phase = ClusterPhase::Ready;
+        world.looked = false;
+        world.decide();
+        assert_eq!(world.phase(), ClusterPhase::Ready, "a new leader has not looked yet");
     }
 
     #[test]

@@ -146,6 +146,7 @@ impl Clusters<'_> {
                 .get(&at.0, &spark::master_volume(&at.1))
                 .is_some_and(|row| owned(&row.object, cluster)),
             view: view.as_ref(),
+            looked: self.watchers.looked(at),
             needed,
             lately,
         };

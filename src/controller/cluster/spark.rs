@@ -127,13 +127,20 @@ pub fn driver(cluster: &Cluster, job: &Job, network: &str, master: Ipv4Addr) -> 
     spec
 }
 
+/// The cores that one job has at most where nothing else is said: Spark gives them to whoever asked first, so a job with all of
+/// them would keep the others waiting to its end. One worker is left.
+fn share(spec: &ClusterSpec) -> u32 {
+    spec.workers.max.saturating_sub(1).max(1).saturating_mul(spec.cores())
+}
+
 /// What a job gets where neither the cluster nor the job says otherwise.
 fn driver_conf(spec: &ClusterSpec) -> BTreeMap<String, String> {
     let (heap, cores) = (format!("{}m", executor_heap(spec)), spec.cores().to_string());
-    let most = spec.workers.max.to_string();
+    let (most, share) = (spec.workers.max.to_string(), share(spec).to_string());
     pairs(&[
         ("spark.executor.memory", &heap),
         ("spark.executor.cores", &cores),
+        ("spark.cores.max", &share),
         ("spark.dynamicAllocation.enabled", "true"),
         ("spark.dynamicAllocation.maxExecutors", &most),
         // An executor that is idle gives its worker free for other jobs before the pool lets the worker go.
@@ -306,8 +313,124 @@ pub fn workers_wanted(spec: &ClusterSpec, job: &Job, demand: &Demand) -> u32 {
         Demand::Executors(executors) => executors.saturating_mul(cores).div_ceil(own),
         Demand::Tasks(tasks) => tasks.saturating_mul(number("spark.task.cpus").unwrap_or(1)).div_ceil(own),
     };
-    match number("spark.cores.max") {
-        Some(most) => wanted.min(most.div_ceil(own)),
-        None => wanted,
+    let most = number("spark.cores.max").unwrap_or_else(|| share(spec));
+    wanted.min(most.div_ceil(own))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use enoki_api::object::Object;
+    use jiff::Timestamp;
+    use serde_json::{Value, json};
+
+    fn cluster(spec: Value) -> Cluster {
+        let spec = serde_json::from_value(spec).unwrap();
+        Object::new(Some("default"), "lake", Default::default(), spec, Timestamp::UNIX_EPOCH)
+    }
+
+    fn job(more: Value) -> Job {
+        let file = |name: &str| json!({"name": name, "digest": format!("sha256:{}", "0".repeat(64)), "size": 1});
+        let mut spec = json!({"cluster": "lake", "file": file("job.py"), "args": ["a b", "-c"]});
+        spec["py_files"] = json!([file("x.py"), file("y.zip")]);
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let spec = serde_json::from_value(spec).unwrap();
+        Object::new(Some("default"), "job-1", Default::default(), spec, Timestamp::UNIX_EPOCH)
+    }
+
+    fn conf(spec: &InstanceSpec) -> BTreeMap<String, String> {
+        let Some(EnvValue::Plain(text)) = spec.env.get("SPARK_CONF") else { panic!("no settings") };
+        let pairs = text.lines().filter_map(|line| line.split_once(' '));
+        pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+    }
+
+    #[test]
+    fn a_worker_is_one_executor_with_room_for_the_rest() {
+        let cluster = cluster(json!({"version": "4.0.1", "workers": {"cpus": "2", "memory": "2Gi"}}));
+        assert_eq!(executor_heap(&cluster.spec), 1344, "three quarters of what the worker's own Java leaves");
+        let worker = worker(&cluster, "lake", Ipv4Addr::new(198, 18, 0, 2));
+        let env = |key: &str| match worker.env.get(key) {
+            Some(EnvValue::Plain(text)) => text.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(env("SPARK_MASTER"), "spark://198.18.0.2:7077");
+        assert_eq!((env("SPARK_WORKER_CORES"), env("SPARK_WORKER_MEMORY")), ("2".into(), "1344m".into()));
+        let driver = driver(&cluster, &job(json!({})), "lake", Ipv4Addr::LOCALHOST);
+        assert_eq!(conf(&driver)["spark.executor.memory"], "1344m");
+        assert_eq!(conf(&driver)["spark.executor.cores"], "2");
+    }
+
+    #[test]
+    fn a_job_counts_over_its_cluster_and_both_over_what_enoki_gives() {
+        let spec = json!({"version": "4.0.1", "spark_conf": {"spark.a": "c", "spark.b": "c", "spark.executor.cores": "1"}});
+        let driver = driver(&cluster(spec), &job(json!({"conf": {"spark.b": "j\\"}})), "lake", Ipv4Addr::LOCALHOST);
+        let conf = conf(&driver);
+        assert_eq!((conf["spark.a"].as_str(), conf["spark.b"].as_str()), ("c", "j\\\\"), "as in Java's properties");
+        assert_eq!(conf["spark.executor.cores"], "1");
+        assert_eq!(conf["spark.metrics.namespace"], "job");
+        let words: Vec<&str> = driver.command.iter().flatten().map(String::as_str).collect();
+        let expected =
+            ["/opt/enoki/spark/driver", "--py-files", "/job/x.py,/job/y.zip", "/job/job.py", "a b", "-c"];
+        assert_eq!(words, expected);
+        assert_eq!(driver.files.len(), 3);
+        assert_eq!(driver.restart, RestartPolicy::Never);
+    }
+
+    #[test]
+    fn a_job_wants_workers_for_its_executors_and_leaves_one() {
+        let wanted = |conf: Value, workers: Value, demand: Demand| {
+            let cluster = cluster(json!({"version": "4.0.1", "workers": workers}));
+            workers_wanted(&cluster.spec, &job(json!({"conf": conf})), &demand)
+        };
+        let eight = || json!({"min": 1, "max": 8, "cpus": "2"});
+        assert_eq!(wanted(json!({}), eight(), Demand::Executors(3)), 3);
+        assert_eq!(wanted(json!({}), eight(), Demand::Executors(300)), 7, "one is left for others");
+        assert_eq!(wanted(json!({"spark.cores.max": "16"}), eight(), Demand::Executors(300)), 8);
+        assert_eq!(wanted(json!({"spark.cores.max": "3"}), eight(), Demand::Executors(300)), 2);
+        assert_eq!(wanted(json!({"spark.executor.cores": "1"}), eight(), Demand::Executors(5)), 3);
+        assert_eq!(wanted(json!({}), eight(), Demand::Tasks(5)), 3);
+        assert_eq!(wanted(json!({"spark.task.cpus": "2"}), eight(), Demand::Tasks(5)), 5);
+        assert_eq!(wanted(json!({}), json!({"min": 0, "max": 1}), Demand::Executors(9)), 1, "the only one is taken");
+    }
+
+    #[test]
+    fn a_masters_page() {
+        let page = json!({"status": "ALIVE", "url": "spark://198.18.0.2:7077", "workers": [
+            {"host": "198.18.0.3", "state": "DEAD", "coresused": 1, "id": "w1"},
+            {"host": "198.18.0.3", "state": "ALIVE", "coresused": 0, "id": "w2"},
+            {"host": "198.18.0.4", "state": "ALIVE", "coresused": 1},
+            {"host": "198.18.0.5", "state": "DECOMMISSIONED", "coresused": 1},
+            {"host": "198.18.0.6", "state": "UNKNOWN"},
+            {"host": "a-name", "state": "ALIVE"},
+        ]});
+        let (alive, workers) = read_master(page.to_string().as_bytes()).unwrap();
+        assert!(alive);
+        let expected = [
+            (3, WorkerSeen::Alive { used: false }),
+            (4, WorkerSeen::Alive { used: true }),
+            (5, WorkerSeen::Leaving),
+        ];
+        let expected = expected.map(|(last, seen)| (Ipv4Addr::new(198, 18, 0, last), seen));
+        assert_eq!(workers, BTreeMap::from(expected));
+        assert!(!read_master(br#"{"status": "RECOVERING"}"#).unwrap().0);
+        read_master(b"<html>").unwrap_err();
+    }
+
+    #[test]
+    fn a_drivers_pages() {
+        let gauges = json!({"gauges": {NEEDED: {"value": 60}}});
+        assert_eq!(read_gauges(gauges.to_string().as_bytes()), Ok(Some(60)));
+        assert_eq!(read_gauges(br#"{"gauges": {}}"#), Ok(None));
+        let executors = json!([
+            {"id": "driver", "hostPort": "198.18.0.9:1", "isActive": true, "activeTasks": 0},
+            {"id": "0", "hostPort": "198.18.0.3:40123", "isActive": true, "activeTasks": 2},
+            {"id": "1", "hostPort": "198.18.0.4:40123", "isActive": false, "activeTasks": 0},
+        ]);
+        let read = read_executors(executors.to_string().as_bytes()).unwrap();
+        assert_eq!(read, BTreeMap::from([(Ipv4Addr::new(198, 18, 0, 3), 2)]));
+        let stages = json!([{"numTasks": 10, "numCompleteTasks": 4}, {"numTasks": 1, "numCompleteTasks": 1}]);
+        assert_eq!(read_stages(stages.to_string().as_bytes()), Ok(6));
+        assert_eq!(read_application(br#"[]"#), Ok(None));
+        assert_eq!(read_application(br#"[{"id": "app-1", "name": "x"}]"#), Ok(Some("app-1".into())));
     }
 }

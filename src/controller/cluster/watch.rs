@@ -2,10 +2,11 @@
 
 use super::page::{Error, Pages, Port, Ways};
 use super::spark;
-use super::view::{Demand, DriverSeen, View};
+use super::view::{Demand, DriverSeen, View, WorkerSeen};
 use crate::state::At;
 use futures::future::join_all;
 use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
@@ -14,7 +15,9 @@ use tokio::task::AbortHandle;
 /// Between two looks: a job's need is known within this and the time of one look.
 const PAUSE: Duration = Duration::from_millis(500);
 /// What was seen longer ago says nothing any more.
-pub const STALE: Duration = Duration::from_secs(10);
+const STALE: Duration = Duration::from_secs(10);
+/// A master that does not answer is as it was for so long: Java pauses, and a connection may break.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Where to look.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -70,9 +73,17 @@ impl Watchers {
 
     /// What was seen last, if that is not too long ago.
     pub fn view(&self, at: &At) -> Option<View> {
+        self.last(at).filter(|view| view.at.elapsed() < STALE)
+    }
+
+    /// Whether anybody has looked by now.
+    pub fn looked(&self, at: &At) -> bool {
+        self.last(at).is_some()
+    }
+
+    fn last(&self, at: &At) -> Option<View> {
         let watcher = self.all.get(at)?;
-        let seen = watcher.seen.lock().unwrap_or_else(|poison| poison.into_inner());
-        seen.clone().filter(|view| view.at.elapsed() < STALE)
+        watcher.seen.lock().unwrap_or_else(|poison| poison.into_inner()).clone()
     }
 
     /// Resolves when something new was seen. Cancel-safe.
@@ -88,6 +99,7 @@ async fn run(
     changed: Arc<Notify>,
 ) {
     let mut master: Option<(Port, Pages)> = None;
+    let mut known: Option<Master> = None;
     let mut drivers: BTreeMap<String, Driver> = BTreeMap::new();
     loop {
         let wanted = places.borrow_and_update().clone();
@@ -100,7 +112,7 @@ async fn run(
         for (job, port) in wanted.drivers {
             drivers.entry(job).or_insert_with(|| Driver::new(&ways, port));
         }
-        let view = look(master.as_mut().map(|(_, pages)| pages), &mut drivers).await;
+        let view = look(master.as_mut().map(|(_, pages)| pages), &mut known, &mut drivers).await;
         *seen.lock().unwrap_or_else(|poison| poison.into_inner()) = Some(view);
         changed.notify_one();
         // Cancel-safe: either only waits.
@@ -111,7 +123,18 @@ async fn run(
     }
 }
 
-async fn look(master: Option<&mut Pages>, drivers: &mut BTreeMap<String, Driver>) -> View {
+/// What a master said, and when.
+struct Master {
+    at: Instant,
+    alive: bool,
+    workers: BTreeMap<Ipv4Addr, WorkerSeen>,
+}
+
+async fn look(
+    master: Option<&mut Pages>,
+    known: &mut Option<Master>,
+    drivers: &mut BTreeMap<String, Driver>,
+) -> View {
     let page = async {
         let page = master?.get("/json/").await;
         page.map_err(|error| error.to_string()).and_then(|page| spark::read_master(&page)).ok()
@@ -119,8 +142,13 @@ async fn look(master: Option<&mut Pages>, drivers: &mut BTreeMap<String, Driver>
     let asked =
         drivers.iter_mut().map(|(job, driver)| async move { Some((job.clone(), driver.look().await.ok()?)) });
     let (page, drivers) = tokio::join!(page, join_all(asked));
-    let (alive, workers) = page.unwrap_or_default();
-    View { at: Instant::now(), alive, workers, drivers: drivers.into_iter().flatten().collect() }
+    let at = Instant::now();
+    match page {
+        Some((alive, workers)) => *known = Some(Master { at, alive, workers }),
+        None => *known = known.take().filter(|known| known.at.elapsed() < PATIENCE),
+    }
+    let (alive, workers) = known.as_ref().map(|known| (known.alive, known.workers.clone())).unwrap_or_default();
+    View { at, alive, workers, drivers: drivers.into_iter().flatten().collect() }
 }
 
 /// One driver's pages, and its application.

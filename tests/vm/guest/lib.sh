@@ -77,7 +77,9 @@ footprint() {
 	iptables -S DOCKER-USER
 	docker ps -a --format 'container {{.Names}} {{.State}}' | sort
 	docker images --format 'image {{.Repository}}:{{.Tag}}' | sort
-	docker info --format '{{json .}}' 2>/dev/null | jq -c '["docker", (.Runtimes | keys), .LiveRestoreEnabled]'
+	# Docker 20.10 forgets the names that it has built in when it is reloaded with a list of runtimes, until it is restarted.
+	docker info --format '{{json .}}' 2>/dev/null |
+		jq -c '["docker", (.Runtimes | keys | map(select(startswith("io.containerd.") | not))), .LiveRestoreEnabled]'
 	awk '{ print "mount", $2 }' /proc/mounts | grep -v 'docker\|containerd\|/run/' | sort
 	losetup --list --noheadings --output BACK-FILE
 	echo "network namespaces $(lsns --noheadings --type net | wc -l)"
