@@ -5,6 +5,7 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+const SECRET_CONF: &str = "spark.hadoop.fs.s3a.secret.key not-to-be-told-at";
 const VERSION: &str = "4.0.1";
 /// For what takes Java to start, on a machine that does other things beside.
 const WAIT: Duration = Duration::from_secs(120);
@@ -25,6 +26,12 @@ context = SparkSession.builder.getOrCreate().sparkContext
 def work(n):
     raise ValueError("no such fish")
 context.parallelize(range(2), 2).map(work).count()
+"#;
+/// Tells what it was given by a secret.
+const ASKS: &str = r#"
+from pyspark.sql import SparkSession
+conf = SparkSession.builder.getOrCreate().sparkContext.getConf()
+print("told", len(conf.get("spark.hadoop.fs.s3a.secret.key")), flush=True)
 "#;
 /// Does not need the cluster: it is about files, arguments and the exit code.
 const READS: &str = r#"
@@ -116,7 +123,8 @@ fn ready(lab: &Lab) {
         if hosts == 2 { Ok(()) } else { Err(image["status"].to_string()) }
     });
     let begun = Instant::now();
-    create(cloud, &["--workers", "1..4", "--worker-memory", "1Gi", "--idle", "8s", "--wait"]).ok();
+    cloud.enoki_with(&["secret", "create", "lake", "--from-file", "conf=-"], SECRET_CONF, WAIT).ok();
+    create(cloud, &["--workers", "1..4", "--conf-secret", "lake/conf", "--worker-memory", "1Gi", "--idle", "8s", "--wait"]).ok();
     eprintln!("ready after {:.1?}", begun.elapsed());
     let status = cluster(cloud);
     assert_eq!((&status["phase"], &status["workers"]["ready"]), (&"ready".into(), &1.into()), "{status}");
@@ -185,6 +193,10 @@ fn elastic(lab: &Lab) {
 
 fn ends(lab: &Lab) {
     let cloud = &lab[0];
+    let asked = submit(cloud, ASKS, &[]).ok();
+    assert!(asked.stdout.contains("told 17\n"), "{asked}");
+    let stored = cloud.sh("set -a; . /etc/enoki/etcdctl.env; etcdctl get --prefix '' | grep -ac -- not-to-be-told-at || true");
+    assert_eq!(stored.ok().text(), "0", "a secret stands in the store in plain text");
     let thrown = submit(cloud, THROWS, &[]).exits(1);
     assert!(thrown.stdout.contains("ValueError: no such fish"), "{thrown}");
     cloud.write("/run/helper.py", "NAME = 'helper'\n");
@@ -229,7 +241,7 @@ fn killed(lab: &Lab) {
         .filter_map(|job| job["status"]["phase"].as_str())
         .collect();
     ends.sort_unstable();
-    assert_eq!(ends, ["failed", "failed", "killed", "succeeded", "succeeded"]);
+    assert_eq!(ends, ["failed", "failed", "killed", "succeeded", "succeeded", "succeeded"]);
 }
 
 fn shrinks(lab: &Lab) {

@@ -1,6 +1,6 @@
 //! The compute cluster: a master and an elastic pool of workers, all of them instances that the cluster owns.
 
-use crate::instance::{Mount, Placement, choice};
+use crate::instance::{Mount, Placement, SecretKey, choice};
 use crate::object::{Faults, Kind, Object, Spec, check_name};
 use crate::quantity::{Bytes, MilliCpu, Span};
 use jiff::Timestamp;
@@ -41,6 +41,9 @@ pub struct ClusterSpec {
     /// Settings of the engine, over those that Enoki gives.
     #[serde(default)]
     pub spark_conf: BTreeMap<String, String>,
+    /// More settings for drivers, a line each (`KEY VALUE`), from a secret: what opens an object store, for instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spark_conf_secret: Option<SecretKey>,
     /// Volumes for workers and drivers, by path inside: data that all of them read and write.
     #[serde(default)]
     pub mounts: BTreeMap<String, Mount>,

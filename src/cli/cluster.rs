@@ -88,6 +88,9 @@ pub struct Create {
     /// A setting of the engine
     #[arg(long = "conf", value_name = "KEY=VALUE")]
     conf: Vec<Pair>,
+    /// More settings for drivers, a line each, from a secret
+    #[arg(long, value_name = "SECRET/KEY")]
+    conf_secret: Option<String>,
     /// A volume for workers and drivers, and where it is mounted
     #[arg(long = "volume", value_name = "VOLUME:PATH[:ro]")]
     volumes: Vec<VolumeFlag>,
@@ -255,6 +258,11 @@ async fn create(ctx: &Context, args: Create) -> Result<(), Failure> {
     }
     if !args.conf.is_empty() {
         spec["spark_conf"] = labels(&args.conf).into();
+    }
+    if let Some(from) = args.conf_secret {
+        let (secret, key) =
+            from.split_once('/').ok_or_else(|| Failure::usage(format!("--conf-secret: `{from}` is not SECRET/KEY")))?;
+        spec["spark_conf_secret"] = json!({"secret": secret, "key": key});
     }
     if let Some(mounts) = mounts(&args.volumes)? {
         spec["mounts"] = mounts;

@@ -122,6 +122,8 @@ pub fn driver(cluster: &Cluster, job: &Job, network: &str, master: Ipv4Addr) -> 
         &conf,
         [("SPARK_MASTER", master_url(master)), ("SPARK_DRIVER_MEMORY", format!("{heap}m"))],
     );
+    let secret = cluster.spec.spark_conf_secret.clone().map(EnvValue::Secret);
+    spec.env.extend(secret.map(|secret| ("SPARK_CONF_SECRET".to_owned(), secret)));
     spec.command = Some(submit(job));
     spec.files = job.spec.all_files().map(|file| (file.name.clone(), file.content())).collect();
     spec

@@ -48,13 +48,13 @@ impl Managed for ClusterSpec {
 
     fn update(
         _app: &App,
-        _snapshot: &Snapshot,
+        snapshot: &Snapshot,
         old: &Row<Self>,
         new: &mut Object<Self>,
         txn: Txn,
     ) -> Result<Txn, Problem> {
         match fixed(&old.object.spec, &new.spec) {
-            None => Ok(txn),
+            None => references(snapshot, new, txn),
             Some(field) => {
                 Err(Problem::new(Code::ImmutableField, format!("spec.{field} stays as the cluster was made"))
                     .field(format!("spec.{field}"))
@@ -122,6 +122,14 @@ fn references(snapshot: &Snapshot, cluster: &Cluster, mut txn: Txn) -> Result<Tx
             .filter(|row| row.object.deleted_at.is_none())
             .ok_or_else(|| unknown(format!("spec.mounts.{path}.volume"), "volume", &mount.volume))?;
         txn = txn.when_present(key(Key::spec("volumes", Some(project), &mount.volume))?);
+    }
+    if let Some(from) = &cluster.spec.spark_conf_secret {
+        let field = |part: &str| format!("spec.spark_conf_secret.{part}");
+        let row = snapshot.secrets.get(project, &from.secret);
+        let row = row.ok_or_else(|| unknown(field("secret"), "secret", &from.secret))?;
+        if !row.object.spec.data.contains_key(&from.key) {
+            return Err(unknown(field("key"), &format!("key in secret {}:", from.secret), &from.key));
+        }
     }
     Ok(txn)
 }
