@@ -124,7 +124,21 @@ fn ready(lab: &Lab) {
     });
     let begun = Instant::now();
     cloud.enoki_with(&["secret", "create", "lake", "--from-file", "conf=-"], SECRET_CONF, WAIT).ok();
-    create(cloud, &["--workers", "1..4", "--conf-secret", "lake/conf", "--worker-memory", "1Gi", "--idle", "8s", "--wait"]).ok();
+    create(
+        cloud,
+        &[
+            "--workers",
+            "1..4",
+            "--conf-secret",
+            "lake/conf",
+            "--worker-memory",
+            "1Gi",
+            "--idle",
+            "8s",
+            "--wait",
+        ],
+    )
+    .ok();
     eprintln!("ready after {:.1?}", begun.elapsed());
     let status = cluster(cloud);
     assert_eq!((&status["phase"], &status["workers"]["ready"]), (&"ready".into(), &1.into()), "{status}");
@@ -152,14 +166,13 @@ fn apart(lab: &Lab) {
         assert!(!reaches("probe", &["nc", "-z", "-w", "3", &master, port]), "{port} from another network");
     }
     // And over the API, by whoever may enter the instance: the master's page, and a worker's through it.
-    cloud.sh(
-        "enoki cluster ui lake >/run/ui & forward=$!; \
+    cloud
+        .sh("enoki cluster ui lake >/run/ui & forward=$!; \
          for i in $(seq 50); do [ -s /run/ui ] && break; sleep 0.1; done; \
          get() { curl -sS --fail --max-time 10 \"$(cat /run/ui)$1\"; }; \
          get json/ >/run/page; worker=$(jq -r '.workers[0].id' /run/page); \
-         get \"proxy/$worker/json/\" >/run/worker; kill $forward; jq -e '.cores == 1' /run/worker",
-    )
-    .ok();
+         get \"proxy/$worker/json/\" >/run/worker; kill $forward; jq -e '.cores == 1' /run/worker")
+        .ok();
     cloud.enoki(&["delete", "instance", "probe", "--force"]).ok();
 }
 
@@ -195,7 +208,9 @@ fn ends(lab: &Lab) {
     let cloud = &lab[0];
     let asked = submit(cloud, ASKS, &[]).ok();
     assert!(asked.stdout.contains("told 17\n"), "{asked}");
-    let stored = cloud.sh("set -a; . /etc/enoki/etcdctl.env; etcdctl get --prefix '' | grep -ac -- not-to-be-told-at || true");
+    let stored = cloud.sh(
+        "set -a; . /etc/enoki/etcdctl.env; etcdctl get --prefix '' | grep -ac -- not-to-be-told-at || true",
+    );
     assert_eq!(stored.ok().text(), "0", "a secret stands in the store in plain text");
     let thrown = submit(cloud, THROWS, &[]).exits(1);
     assert!(thrown.stdout.contains("ValueError: no such fish"), "{thrown}");

@@ -29,6 +29,8 @@ fn what_has_an_owner_is_changed_through_its_owner() {
     let cloud = Cloud::start();
     let import = "enoki image import lake:1 $(ls /var/cache/enoki/images/tiny-*.tar | head -n 1)";
     cloud.sh(import).ok();
+    // Any object can be an owner.
+    cloud.enoki(&["project", "create", "lake"]).ok();
     let machine = json!({"image": "lake:1", "state": "stopped", "nics": {}});
     for (kind, spec) in [
         ("instances", machine),
@@ -61,7 +63,8 @@ fn what_has_an_owner_is_changed_through_its_owner() {
 
 /// Gives an object an owner, as Enoki does with what it makes for itself. Its address.
 fn owned(cloud: &Cloud, kind: &str, name: &str) -> String {
-    let owner = json!({"kind": "project", "name": "lake", "uid": "00000000-0000-4000-8000-000000000001"});
+    let project = cloud.api("GET", "/v1/projects/lake", None).expect(200).json;
+    let owner = json!({"kind": "project", "name": "lake", "uid": project["uid"]});
     let key = format!("/enoki/v1/{kind}/default/{name}");
     cloud
         .sh(&format!(

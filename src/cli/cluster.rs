@@ -260,8 +260,9 @@ async fn create(ctx: &Context, args: Create) -> Result<(), Failure> {
         spec["spark_conf"] = labels(&args.conf).into();
     }
     if let Some(from) = args.conf_secret {
-        let (secret, key) =
-            from.split_once('/').ok_or_else(|| Failure::usage(format!("--conf-secret: `{from}` is not SECRET/KEY")))?;
+        let (secret, key) = from
+            .split_once('/')
+            .ok_or_else(|| Failure::usage(format!("--conf-secret: `{from}` is not SECRET/KEY")))?;
         spec["spark_conf_secret"] = json!({"secret": secret, "key": key});
     }
     if let Some(mounts) = mounts(&args.volumes)? {

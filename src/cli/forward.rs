@@ -56,7 +56,8 @@ impl FromStr for Ports {
 pub async fn forward(ctx: &Context, args: PortForward) -> Result<(), Failure> {
     let Ports { local, inside } = args.ports;
     let name = &args.name;
-    lead(ctx, name, (args.address, local).into(), inside, |at| format!("{at} is port {inside} of {name}")).await
+    lead(ctx, name, (args.address, local).into(), inside, |at| format!("{at} is port {inside} of {name}"))
+        .await
 }
 
 /// Leads the port `at` of this machine to the port `inside` an instance, until Ctrl-C. `told` is what is said about it.

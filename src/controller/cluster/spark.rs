@@ -84,7 +84,11 @@ pub fn worker(cluster: &Cluster, network: &str, master: Ipv4Addr) -> InstanceSpe
     spec.memory = Some(cluster.spec.workers.memory);
     spec.mounts.extend(cluster.spec.mounts.clone());
     let mut conf = cluster.spec.spark_conf.clone();
-    conf.extend(pairs(&[("spark.decommission.enabled", "true"), ("spark.worker.cleanup.enabled", "true"), PROXIED]));
+    conf.extend(pairs(&[
+        ("spark.decommission.enabled", "true"),
+        ("spark.worker.cleanup.enabled", "true"),
+        PROXIED,
+    ]));
     environment(
         &mut spec,
         &conf,
@@ -332,7 +336,8 @@ mod tests {
     }
 
     fn job(more: Value) -> Job {
-        let file = |name: &str| json!({"name": name, "digest": format!("sha256:{}", "0".repeat(64)), "size": 1});
+        let file =
+            |name: &str| json!({"name": name, "digest": format!("sha256:{}", "0".repeat(64)), "size": 1});
         let mut spec = json!({"cluster": "lake", "file": file("job.py"), "args": ["a b", "-c"]});
         spec["py_files"] = json!([file("x.py"), file("y.zip")]);
         spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -365,9 +370,14 @@ mod tests {
     #[test]
     fn a_job_counts_over_its_cluster_and_both_over_what_enoki_gives() {
         let spec = json!({"version": "4.0.1", "spark_conf": {"spark.a": "c", "spark.b": "c", "spark.executor.cores": "1"}});
-        let driver = driver(&cluster(spec), &job(json!({"conf": {"spark.b": "j\\"}})), "lake", Ipv4Addr::LOCALHOST);
+        let driver =
+            driver(&cluster(spec), &job(json!({"conf": {"spark.b": "j\\"}})), "lake", Ipv4Addr::LOCALHOST);
         let conf = conf(&driver);
-        assert_eq!((conf["spark.a"].as_str(), conf["spark.b"].as_str()), ("c", "j\\\\"), "as in Java's properties");
+        assert_eq!(
+            (conf["spark.a"].as_str(), conf["spark.b"].as_str()),
+            ("c", "j\\\\"),
+            "as in Java's properties"
+        );
         assert_eq!(conf["spark.executor.cores"], "1");
         assert_eq!(conf["spark.metrics.namespace"], "job");
         let words: Vec<&str> = driver.command.iter().flatten().map(String::as_str).collect();
@@ -392,7 +402,11 @@ mod tests {
         assert_eq!(wanted(json!({"spark.executor.cores": "1"}), eight(), Demand::Executors(5)), 3);
         assert_eq!(wanted(json!({}), eight(), Demand::Tasks(5)), 3);
         assert_eq!(wanted(json!({"spark.task.cpus": "2"}), eight(), Demand::Tasks(5)), 5);
-        assert_eq!(wanted(json!({}), json!({"min": 0, "max": 1}), Demand::Executors(9)), 1, "the only one is taken");
+        assert_eq!(
+            wanted(json!({}), json!({"min": 0, "max": 1}), Demand::Executors(9)),
+            1,
+            "the only one is taken"
+        );
     }
 
     #[test]

@@ -147,7 +147,8 @@ async fn look(
         Some((alive, workers)) => *known = Some(Master { at, alive, workers }),
         None => *known = known.take().filter(|known| known.at.elapsed() < PATIENCE),
     }
-    let (alive, workers) = known.as_ref().map(|known| (known.alive, known.workers.clone())).unwrap_or_default();
+    let (alive, workers) =
+        known.as_ref().map(|known| (known.alive, known.workers.clone())).unwrap_or_default();
     View { at, alive, workers, drivers: drivers.into_iter().flatten().collect() }
 }
 

@@ -58,6 +58,8 @@ struct Underway {
 /// How one effect ended.
 pub(super) struct Done {
     at: At,
+    /// Whether the instance's plan was in what was sent: else this says nothing about the plan.
+    planned: bool,
     result: Result<Outcome, Error>,
 }
 
@@ -185,6 +187,7 @@ impl<'a> Loop<'a> {
                     Some(act::Effect::Finish)
                 }
             };
+            let planned = under_way.is_some();
             if let Some(plan) = under_way {
                 plan.apply(world);
                 self.plans.insert(at.clone(), Underway { plan, told: false });
@@ -198,7 +201,7 @@ impl<'a> Loop<'a> {
             }
             self.busy.insert(at.clone());
             let (store, fence) = (context.store.clone(), self.leader.fence.clone());
-            self.effects.spawn(async move { Done { at, result: store.txn(txn.when(fence)).await } });
+            self.effects.spawn(async move { Done { at, planned, result: store.txn(txn.when(fence)).await } });
         }
     }
 
@@ -238,7 +241,8 @@ impl<'a> Loop<'a> {
         self.busy.remove(&done.at);
         match done.result {
             Ok(Outcome::Committed { .. }) => {
-                if let Some(underway) = self.plans.get_mut(&done.at) {
+                // An earlier plan may still be unsure, where what was wanted then is not wanted any more.
+                if let Some(underway) = self.plans.get_mut(&done.at).filter(|_| done.planned) {
                     underway.told = true;
                 }
             }
@@ -246,14 +250,15 @@ impl<'a> Loop<'a> {
                 // The world moved on. An earlier try whose answer was lost may be what moved it.
                 match self.plans.get_mut(&done.at) {
                     Some(underway) if underway.plan.is_overtaken(&current) => underway.told = true,
-                    Some(_) | None => self.drop_plan(&done.at),
+                    Some(_) if done.planned => self.drop_plan(&done.at),
+                    Some(_) | None => {}
                 }
                 let snapshot = self.leader.context.state.snapshot();
                 self.look_at(&snapshot, [done.at]);
             }
             Err(error) => {
                 tracing::warn!(instance = %format!("{}/{}", done.at.0, done.at.1), %error, "a write was not confirmed; it is decided again");
-                if !matches!(error, Error::OutcomeUnknown { .. }) {
+                if done.planned && !matches!(error, Error::OutcomeUnknown { .. }) {
                     self.drop_plan(&done.at);
                 }
                 // Not at once: the slow timer brings it back.
