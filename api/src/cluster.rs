@@ -10,6 +10,8 @@ use utoipa::ToSchema;
 
 pub type Cluster = Object<ClusterSpec>;
 
+/// Where a master shows itself, and leads on to the pages of workers and drivers. A port of its instance.
+pub const MASTER_PAGE: u16 = 8080;
 /// A name leaves room for what its instances are called: `NAME-worker-NNNN`.
 pub const NAME_MAX: usize = 48;
 /// More workers than this are a cluster of another kind.

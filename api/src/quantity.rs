@@ -202,6 +202,11 @@ impl Span {
     pub fn duration(self) -> std::time::Duration {
         std::time::Duration::from_millis(self.0)
     }
+
+    /// To reckon with timestamps. What is longer than can be is the longest.
+    pub fn signed(self) -> jiff::SignedDuration {
+        jiff::SignedDuration::from_millis(i64::try_from(self.0).unwrap_or(i64::MAX))
+    }
 }
 
 impl FromStr for MilliCpu {

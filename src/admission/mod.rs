@@ -28,7 +28,7 @@ pub mod instance;
 pub mod network;
 mod object;
 pub mod quota;
-mod references;
+pub mod references;
 pub mod segment;
 pub mod system;
 #[cfg(test)]

@@ -1,27 +1,22 @@
 //! What an instance names: networks, volumes and secrets of its project.
 
 use super::key;
-use crate::state::Snapshot;
+use crate::state::{Row, Snapshot};
 use crate::store::Txn;
 use crate::store::keys::Key;
 use enoki_api::error::{Code, Problem};
-use enoki_api::instance::{EnvValue, Instance, usable};
+use enoki_api::instance::{EnvValue, Instance, SecretKey, usable};
+use enoki_api::network::NetworkSpec;
+use enoki_api::volume::VolumeSpec;
 use std::collections::BTreeSet;
 
 /// What it names must exist and stay until the write.
 pub(super) fn references(snapshot: &Snapshot, instance: &Instance, mut txn: Txn) -> Result<Txn, Problem> {
     let project = instance.project.as_deref().unwrap_or_default();
     let spec = &instance.spec;
-    let unknown = |field: String, what: &str, name: &str| {
-        Problem::new(Code::UnknownReference, format!("there is no {what} {name} in project {project}"))
-            .field(field)
-    };
     let mut needed = BTreeSet::new();
     for (nic, value) in &spec.nics {
-        let row =
-            snapshot.networks.get(project, &value.network).filter(|row| row.object.deleted_at.is_none());
-        let row =
-            row.ok_or_else(|| unknown(format!("spec.nics.{nic}.network"), "network", &value.network))?;
+        let row = network(snapshot, project, &format!("spec.nics.{nic}.network"), &value.network)?;
         if let Some(address) = value.address {
             let network = &row.object.spec;
             usable(&network.cidr, address, network.gateway_address())
@@ -30,26 +25,54 @@ pub(super) fn references(snapshot: &Snapshot, instance: &Instance, mut txn: Txn)
         needed.insert(key(Key::spec("networks", Some(project), &value.network))?);
     }
     for (path, mount) in &spec.mounts {
-        let row = snapshot.volumes.get(project, &mount.volume).filter(|row| row.object.deleted_at.is_none());
-        row.ok_or_else(|| unknown(format!("spec.mounts.{path}.volume"), "volume", &mount.volume))?;
+        volume(snapshot, project, &format!("spec.mounts.{path}.volume"), &mount.volume)?;
         needed.insert(key(Key::spec("volumes", Some(project), &mount.volume))?);
     }
     for (name, value) in &spec.env {
         let EnvValue::Secret(from) = value else { continue };
-        let row = snapshot.secrets.get(project, &from.secret);
-        let row = row.ok_or_else(|| unknown(format!("spec.env.{name}.secret"), "secret", &from.secret))?;
-        if !row.object.spec.data.contains_key(&from.key) {
-            return Err(unknown(
-                format!("spec.env.{name}.key"),
-                &format!("key in secret {}:", from.secret),
-                &from.key,
-            ));
-        }
+        secret(snapshot, project, &format!("spec.env.{name}"), from)?;
     }
     for key in needed {
         txn = txn.when_present(key);
     }
     Ok(txn)
+}
+
+fn unknown(project: &str, field: String, what: &str, name: &str) -> Problem {
+    Problem::new(Code::UnknownReference, format!("there is no {what} {name} in project {project}"))
+        .field(field)
+}
+
+/// The network that `field` names. One that is being deleted is none.
+pub fn network<'a>(
+    snapshot: &'a Snapshot,
+    project: &str,
+    field: &str,
+    name: &str,
+) -> Result<&'a Row<NetworkSpec>, Problem> {
+    let row = snapshot.networks.get(project, name).filter(|row| row.object.deleted_at.is_none());
+    row.map(|row| &**row).ok_or_else(|| unknown(project, field.to_owned(), "network", name))
+}
+
+/// The volume that `field` names. One that is being deleted is none.
+pub fn volume<'a>(
+    snapshot: &'a Snapshot,
+    project: &str,
+    field: &str,
+    name: &str,
+) -> Result<&'a Row<VolumeSpec>, Problem> {
+    let row = snapshot.volumes.get(project, name).filter(|row| row.object.deleted_at.is_none());
+    row.map(|row| &**row).ok_or_else(|| unknown(project, field.to_owned(), "volume", name))
+}
+
+/// Makes sure of the secret, and of its key, that `field.secret` and `field.key` name.
+pub fn secret(snapshot: &Snapshot, project: &str, field: &str, from: &SecretKey) -> Result<(), Problem> {
+    let row = snapshot.secrets.get(project, &from.secret);
+    let row = row.ok_or_else(|| unknown(project, format!("{field}.secret"), "secret", &from.secret))?;
+    if row.object.spec.data.contains_key(&from.key) {
+        return Ok(());
+    }
+    Err(unknown(project, format!("{field}.key"), &format!("key in secret {}:", from.secret), &from.key))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::run::{Pair, VolumeFlag, labels, mounts};
 use super::table;
 use super::wait::Waiting;
 use enoki_api::client::{ListOptions, LogOptions, Target, WriteOptions};
-use enoki_api::cluster::ClusterPhase;
+use enoki_api::cluster::{ClusterPhase, MASTER_PAGE};
 use enoki_api::job::JobPhase;
 use enoki_api::quantity::Span;
 use enoki_api::{Cluster, Job, Kind};
@@ -373,8 +373,6 @@ async fn file(ctx: &Context, path: &str) -> Result<Value, Failure> {
     Ok(json!({"name": name, "digest": sent.digest, "size": sent.size}))
 }
 
-/// Where a master shows itself and the others.
-const MASTER_PAGE: u16 = 8080;
 /// For one file: the largest there may be over a slow line.
 const UPLOAD: std::time::Duration = std::time::Duration::from_secs(30 * 60);
 

@@ -225,7 +225,7 @@ async fn create(ctx: &Context, kind: Kind, name: &str, spec: Value, make: &Make)
 /// A moment on the command line: `10m` ago, or an RFC 3339 time.
 pub fn moment(text: &str) -> Result<jiff::Timestamp, String> {
     if let Ok(span) = enoki_api::quantity::Span::from_str(text) {
-        let ago = jiff::SignedDuration::from_millis(i64::try_from(span.0).unwrap_or(i64::MAX));
+        let ago = span.signed();
         return jiff::Timestamp::now()
             .checked_sub(ago)
             .map_err(|_| format!("`{text}` ago is before all time"));

@@ -7,7 +7,7 @@ use enoki_api::client::WriteOptions;
 use enoki_api::object::Kind;
 use enoki_api::quantity::Span;
 use enoki_api::token::Role;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 /// Tokens
@@ -81,7 +81,7 @@ async fn make(
     let expires_at = match ttl {
         None => None,
         Some(ttl) => {
-            let span = SignedDuration::from_millis(i64::try_from(ttl.0).unwrap_or(i64::MAX));
+            let span = ttl.signed();
             let at = Timestamp::now().checked_add(span);
             Some(at.map_err(|_| Failure::usage(format!("{ttl} from now is beyond all time")))?)
         }

@@ -5,7 +5,7 @@ use axum::http::{HeaderMap, header, request::Parts};
 use enoki_api::error::{Code, Problem};
 use enoki_api::list::Selector;
 use enoki_api::quantity::Span;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -55,7 +55,7 @@ fn moment(field: &str, text: &str) -> Result<Timestamp, Problem> {
     let span: Span = text.parse().map_err(|_| {
         Problem::invalid_field(field, format!("`{text}` is neither a time nor a duration, as in 10m"))
     })?;
-    let ago = SignedDuration::from_millis(i64::try_from(span.0).unwrap_or(i64::MAX));
+    let ago = span.signed();
     Timestamp::now().checked_sub(ago).map_err(|_| Problem::invalid_field(field, "that is too long ago"))
 }
 

@@ -10,7 +10,7 @@ use crate::scheduler::{self, Request};
 use crate::state::{ClusterRecord, Row, Snapshot, Written};
 use crate::store::keys::Key;
 use crate::store::{Error, Txn};
-use enoki_api::cluster::{Cluster, ClusterSpec};
+use enoki_api::cluster::{Cluster, ClusterSpec, MASTER_PAGE};
 use enoki_api::error::Problem;
 use enoki_api::host::HostPhase;
 use enoki_api::instance::{InstanceSpec, RunState};
@@ -164,8 +164,7 @@ impl Leader {
         let master = (cluster.project.clone().unwrap_or_default(), format!("{}-master", cluster.name));
         let Some(placed) = snapshot.assignments.get(&master) else { return };
         let assignment = &placed.assignment;
-        let port =
-            Port { host: assignment.host.clone(), uid: assignment.uid.clone(), port: spark::MASTER_PAGE };
+        let port = Port { host: assignment.host.clone(), uid: assignment.uid.clone(), port: MASTER_PAGE };
         let mut pages = Pages::new(self.context.ways.clone(), port);
         let cluster = cluster.key();
         tokio::spawn(async move {

@@ -5,7 +5,7 @@ use super::view::{View, WorkerSeen};
 use crate::state::{ClusterRecord, PoolRecord};
 use enoki_api::cluster::{Cluster, ClusterPhase, WorkersStatus};
 use enoki_api::instance::Phase;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
@@ -205,8 +205,7 @@ fn workers(seen: &Seen<'_>, master: Ipv4Addr, pool: &mut PoolRecord, steps: &mut
     if !change.leave.is_empty() || (change.add > 0 && was >= spec.workers.min) {
         pool.changed_at = Some(seen.now);
     }
-    let patience = SignedDuration::try_from(spec.graceful_decommission_timeout.duration())
-        .unwrap_or(SignedDuration::MAX);
+    let patience = spec.graceful_decommission_timeout.signed();
     for (name, since) in &pool.draining {
         let Some(member) = members.values().find(|member| member.name == *name) else { continue };
         let late = seen.now.duration_since(*since) >= patience;

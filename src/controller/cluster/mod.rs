@@ -24,12 +24,12 @@ use super::Leader;
 use crate::state::{At, ClusterRecord, Row, Snapshot};
 use crate::store::keys::Key;
 use decide::{Member, Role, Step};
-use enoki_api::cluster::{Cluster, ClusterPhase, ClusterSpec};
+use enoki_api::cluster::{Cluster, ClusterPhase, ClusterSpec, MASTER_PAGE};
 use enoki_api::host::HostPhase;
 use enoki_api::instance::{InstanceSpec, Phase};
 use enoki_api::job::{JobPhase, JobSpec};
 use enoki_api::object::{Object, Uid};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use logs::Logs;
 use page::Port;
 use pool::Needs;
@@ -214,8 +214,7 @@ impl Clusters<'_> {
             Some(needed) => needs.note(now, needed),
             None => needs.unknown(),
         }
-        let idle = SignedDuration::try_from(cluster.spec.idle.duration()).unwrap_or(SignedDuration::MAX);
-        (needed, needs.most(now, idle))
+        (needed, needs.most(now, cluster.spec.idle.signed()))
     }
 }
 
@@ -301,5 +300,5 @@ fn places(snapshot: &Snapshot, cluster: &Cluster, members: &[Member]) -> Places 
             Some((job.object.name.clone(), port(&driver, spark::DRIVER_PAGE)?))
         })
         .collect();
-    Places { master: master.and_then(|master| port(&master.name, spark::MASTER_PAGE)), drivers }
+    Places { master: master.and_then(|master| port(&master.name, MASTER_PAGE)), drivers }
 }

@@ -76,10 +76,7 @@ pub fn size(
 ) -> Change {
     let bounds = |count: u32| count.clamp(spec.workers.min, spec.workers.max);
     let there = u32::try_from(workers.len()).unwrap_or(u32::MAX);
-    let cooled = changed_at.is_none_or(|at| {
-        now.duration_since(at)
-            >= SignedDuration::try_from(spec.cooldown.duration()).unwrap_or(SignedDuration::MAX)
-    });
+    let cooled = changed_at.is_none_or(|at| now.duration_since(at) >= spec.cooldown.signed());
     let wanted = bounds(needed.unwrap_or(there));
     if wanted > there {
         let least = spec.workers.min.saturating_sub(there);

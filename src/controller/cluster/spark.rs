@@ -15,8 +15,6 @@ use std::net::Ipv4Addr;
 
 /// Where a master takes workers and drivers.
 pub const MASTER_PORT: u16 = 7077;
-/// Where a master shows itself, and takes the word that a worker is to leave.
-pub const MASTER_PAGE: u16 = 8080;
 /// Where a driver shows itself.
 pub const DRIVER_PAGE: u16 = 4040;
 /// Where the master's state, and everybody's scratch files, are.

@@ -1,6 +1,6 @@
 //! Clusters: written down here, made and kept up by their controller.
 
-use crate::admission::{Deletion, key, quota};
+use crate::admission::{Deletion, key, quota, references};
 use crate::auth::quota::Asked;
 use crate::dispatch::orders;
 use crate::http::App;
@@ -100,36 +100,20 @@ fn has_image(snapshot: &Snapshot, cluster: &Cluster, txn: Txn) -> Result<Txn, Pr
     Err(Problem::new(Code::UnknownReference, detail).field("spec.version").hint(hint))
 }
 
-/// The network and the volumes that it names exist, and do when this is written.
+/// The network, the volumes and the secret that it names exist, and do when this is written.
 fn references(snapshot: &Snapshot, cluster: &Cluster, mut txn: Txn) -> Result<Txn, Problem> {
     let project = cluster.project.as_deref().unwrap_or_default();
-    let unknown = |field: String, what: &str, name: &str| {
-        Problem::new(Code::UnknownReference, format!("there is no {what} {name} in project {project}"))
-            .field(field)
-    };
-    if let Some(network) = &cluster.spec.network {
-        snapshot
-            .networks
-            .get(project, network)
-            .filter(|row| row.object.deleted_at.is_none())
-            .ok_or_else(|| unknown("spec.network".into(), "network", network))?;
+    let spec = &cluster.spec;
+    if let Some(network) = &spec.network {
+        references::network(snapshot, project, "spec.network", network)?;
         txn = txn.when_present(key(Key::spec("networks", Some(project), network))?);
     }
-    for (path, mount) in &cluster.spec.mounts {
-        snapshot
-            .volumes
-            .get(project, &mount.volume)
-            .filter(|row| row.object.deleted_at.is_none())
-            .ok_or_else(|| unknown(format!("spec.mounts.{path}.volume"), "volume", &mount.volume))?;
+    for (path, mount) in &spec.mounts {
+        references::volume(snapshot, project, &format!("spec.mounts.{path}.volume"), &mount.volume)?;
         txn = txn.when_present(key(Key::spec("volumes", Some(project), &mount.volume))?);
     }
-    if let Some(from) = &cluster.spec.spark_conf_secret {
-        let field = |part: &str| format!("spec.spark_conf_secret.{part}");
-        let row = snapshot.secrets.get(project, &from.secret);
-        let row = row.ok_or_else(|| unknown(field("secret"), "secret", &from.secret))?;
-        if !row.object.spec.data.contains_key(&from.key) {
-            return Err(unknown(field("key"), &format!("key in secret {}:", from.secret), &from.key));
-        }
+    if let Some(from) = &spec.spark_conf_secret {
+        references::secret(snapshot, project, "spec.spark_conf_secret", from)?;
     }
     Ok(txn)
 }
