@@ -231,6 +231,10 @@ impl Machine for WatchedGround {
         self.ground.record(container).await
     }
 
+    async fn starved(&self, container: &str) -> Done<bool> {
+        self.ground.starved(container).await
+    }
+
     async fn records(&self) -> Done<Vec<String>> {
         self.ground.records().await
     }

@@ -14,6 +14,7 @@ pub mod folders;
 pub mod logline;
 pub mod lower;
 pub mod netns;
+pub mod oom;
 pub mod overlay;
 pub mod record;
 pub mod refusal;

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use common::{can_run, private_mounts, read, tmpfs, tool, wait_until};
-use enoki_helpers::{overlay, record};
+use enoki_helpers::{oom, overlay, record};
 use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 
@@ -265,6 +265,37 @@ fn a_late_delete_leaves_the_successor_alone_and_a_lost_record_still_unmounts() {
     record::remove(&new).expect("removes");
     host.delete(&new);
     assert!(!host.is_mounted() && host.owner().is_empty());
+}
+
+#[test]
+fn a_container_that_was_killed_for_memory_is_known_by_the_kernels_count() {
+    if !can_run("a_container_that_was_killed_for_memory_is_known_by_the_kernels_count", &TOOLS) {
+        return;
+    }
+    let host = Host::new();
+    let id = id('7');
+    let mut record = host.record();
+    record["resources"] = json!({"memory_bytes": 32 << 20, "memory_swap_bytes": 32 << 20});
+    host.write_record(&id, &record);
+    let stopped = || ok(host.wrapper(&["state", &id])).contains("\"stopped\"");
+
+    let bundle = host.bundle(&id, "one", &["/bin/busybox", "tail", "-c", "90000000", "/dev/zero"]);
+    ok(host.create(&id, &bundle));
+    ok(host.wrapper(&["start", &id]));
+    wait_until("it has filled its memory", stopped);
+    assert!(!oom::kept(&id).expect("a look"), "told at the end");
+    host.delete(&id);
+    assert!(oom::kept(&id).expect("a look"));
+
+    // The control: the next run, ended by the same signal from elsewhere.
+    tool("umount /var/lib/docker/overlay2/777777777777/merged");
+    fs::remove_dir_all(bundle).expect("removes");
+    host.start(&id, "two");
+    assert!(!oom::kept(&id).expect("a look"), "the new run");
+    ok(host.wrapper(&["kill", &id, "KILL"]));
+    wait_until("it was killed", stopped);
+    host.delete(&id);
+    assert!(!oom::kept(&id).expect("a look"), "killed by hand");
 }
 
 #[test]

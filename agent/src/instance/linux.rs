@@ -17,7 +17,7 @@ use enoki_api::network::{Egress, Gateway, NetworkKind};
 use enoki_api::object::Uid;
 use enoki_api::protocol::{Order, Overlay, Usage};
 use enoki_api::volume::VolumeKind;
-use enoki_helpers::{INIT, INIT_INSIDE, NETNS, RECORDS, STATE_INSIDE, record};
+use enoki_helpers::{INIT, INIT_INSIDE, NETNS, RECORDS, STATE_INSIDE, oom, record};
 use jiff::Timestamp;
 use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use std::io;
@@ -329,6 +329,11 @@ impl Machine for Linux {
         Ok(disk)
     }
 
+    async fn starved(&self, container: &str) -> Result<bool> {
+        let id = container.to_owned();
+        blocking(move || oom::kept(&id)).await
+    }
+
     async fn records(&self) -> Result<Vec<String>> {
         blocking(|| {
             let files = match std::fs::read_dir(RECORDS) {
@@ -366,7 +371,11 @@ impl Machine for Linux {
 
     async fn remove_record(&self, container: &str) -> Result<()> {
         let id = container.to_owned();
-        blocking(move || record::remove(&id)).await
+        blocking(move || {
+            oom::forget(&id)?;
+            record::remove(&id)
+        })
+        .await
     }
 
     async fn binds(&self, order: &Order) -> Result<Vec<(PathBuf, String, bool)>> {

@@ -77,6 +77,9 @@ pub trait Machine: Send + Sync + 'static {
     /// The disk that the wrapper's record of a container names.
     async fn record(&self, container: &str) -> Result<Option<Uid>>;
 
+    /// Whether the kernel killed in the container's last run for memory, which Docker may have missed.
+    async fn starved(&self, container: &str) -> Result<bool>;
+
     /// Ids of all containers that have a record.
     async fn records(&self) -> Result<Vec<String>>;
 

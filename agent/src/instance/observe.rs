@@ -13,6 +13,8 @@ use enoki_api::protocol::{Order, Report};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Exit code of what was ended by SIGKILL, as shells and engines tell it.
+const KILLED: i64 = 128 + 9;
 /// How long a network that was made is taken to be as it was made.
 const NETWORK_HOLDS: Duration = Duration::from_secs(300);
 
@@ -180,7 +182,13 @@ async fn bodies(host: &Host, desired: &Desired) -> (Seen<Vec<Body>>, Option<Stri
         return (Seen::Absent, holder);
     }
     let mut bodies = Vec::new();
-    for container in found {
+    for mut container in found {
+        if let State::Exited { code: KILLED, oom_killed: oom_killed @ false, .. } = &mut container.state {
+            let Ok(starved) = host.machine.starved(&container.id).await else {
+                return (Seen::Unknown, holder);
+            };
+            *oom_killed = starved;
+        }
         let record = Seen::from_look(host.machine.record(&container.id).await);
         bodies.push(Body { container, record });
     }

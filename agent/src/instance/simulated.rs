@@ -161,6 +161,11 @@ impl Machine for Simulated {
         Ok(self.world().records.get(container).cloned())
     }
 
+    /// Its Docker misses none.
+    async fn starved(&self, _container: &str) -> Result<bool> {
+        Ok(false)
+    }
+
     async fn records(&self) -> Result<Vec<String>> {
         Ok(self.world().records.keys().cloned().collect())
     }

@@ -152,6 +152,9 @@ impl Machine for Mortal {
     async fn record(&self, container: &str) -> Done<Option<Uid>> {
         self.ground.record(container).await
     }
+    async fn starved(&self, container: &str) -> Done<bool> {
+        self.ground.starved(container).await
+    }
     async fn records(&self) -> Done<Vec<String>> {
         self.ground.records().await
     }

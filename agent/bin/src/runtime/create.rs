@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use enoki_helpers::args::Call;
 use enoki_helpers::claim::{Claim, Owner};
-use enoki_helpers::{Record, Refusal, edit, folders, lower, netns, overlay, record, runc};
+use enoki_helpers::{Record, Refusal, edit, folders, lower, netns, oom, overlay, record, runc};
 use serde_json::Value;
 
 /// The error names whom it is about: the instance when the record could be read, else the container.
@@ -54,6 +54,10 @@ fn prepare_and_run(
     let mut claim = Claim::lock(&mountpoint)?;
     claim.evict(runc)?;
     claim.set_owner(Some(&Owner { container: id.to_owned(), runc_root: call.root.clone() }))?;
+    // This container's last run is told of no more.
+    if let Err(why) = oom::forget(id) {
+        eprintln!("enoki: cannot forget how the last run ended: {why}");
+    }
     let outcome =
         overlay::mount_at(&plan, &mountpoint).and_then(|()| write_config(&path, &config)).and_then(|()| {
             folders::make(&mountpoint, &record.drop_mounts);

@@ -1,4 +1,4 @@
-//! `delete`: runc's own, and afterwards the instance's disk is unmounted. The unmounting never changes the outcome: what it misses, the
+//! `delete`: runc's own; before it, whether memory was what ended the run is kept, and afterwards the instance's disk is unmounted. The unmounting never changes the outcome: what it misses, the
 //! next `create` on that disk finds and takes down.
 
 use std::ffi::OsString;
@@ -7,9 +7,10 @@ use std::process::ExitCode;
 
 use enoki_helpers::args::Call;
 use enoki_helpers::claim::{self, Claim, Owner};
-use enoki_helpers::{Refusal, runc};
+use enoki_helpers::{Refusal, oom, runc};
 
 pub fn delete(runc: &Path, call: &Call, words: &[OsString], id: &str) -> Result<ExitCode, Refusal> {
+    oom::keep(id, call.root.as_deref());
     let status = runc::wait_for(runc, words)
         .map_err(|e| Refusal::new(format!("cannot run {}: {e}", runc.display())))?;
     let me = Owner { container: id.to_owned(), runc_root: call.root.clone() };
