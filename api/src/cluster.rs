@@ -12,6 +12,10 @@ pub type Cluster = Object<ClusterSpec>;
 
 /// Where a master shows itself, and leads on to the pages of workers and drivers. A port of its instance.
 pub const MASTER_PAGE: u16 = 8080;
+/// Port of the page of its ended jobs, served by its master when asked for.
+pub const HISTORY_PAGE: u16 = 18080;
+/// Port where its Connect server takes notebooks.
+pub const CONNECT_PORT: u16 = 15002;
 /// A name leaves room for what its instances are called: `NAME-worker-NNNN`.
 pub const NAME_MAX: usize = 48;
 /// More workers than this are a cluster of another kind.
@@ -46,6 +50,9 @@ pub struct ClusterSpec {
     /// More settings for drivers, a line each (`KEY VALUE`), from a secret: what opens an object store, for instance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spark_conf_secret: Option<SecretKey>,
+    /// Whether it has a Connect server: the way in for notebooks, as one job that stays.
+    #[serde(default)]
+    pub connect: bool,
     /// Volumes for workers and drivers, by path inside: data that all of them read and write.
     #[serde(default)]
     pub mounts: BTreeMap<String, Mount>,
@@ -152,6 +159,13 @@ impl ClusterSpec {
         u32::try_from(self.workers.cpus.0 / 1000).unwrap_or(u32::MAX)
     }
 
+    /// Whether the engine has a Connect server that is one of its own programs: from 4 on.
+    fn connects(&self) -> bool {
+        // A version that is not a number is that of somebody's own image, who knows.
+        let major = self.version.split('.').next().unwrap_or_default();
+        major.parse::<u32>().map_or(true, |major| major >= 4)
+    }
+
     /// The image of its instances.
     pub fn image(&self) -> String {
         format!("enoki/{}:{}", self.engine, self.version)
@@ -199,7 +213,7 @@ pub fn check_conf(key: &str, value: &str) -> Result<(), String> {
 }
 
 /// What follows from how the cluster is made, and what to change instead. A name that ends with a dot is all below it.
-const OWN_CONF: [(&str, &str); 13] = [
+const OWN_CONF: [(&str, &str); 16] = [
     ("spark.master", "a job is submitted to the cluster"),
     ("spark.submit.deployMode", "a job's driver is an instance of its own"),
     ("spark.master.rest.", "jobs are submitted through Enoki"),
@@ -213,6 +227,9 @@ const OWN_CONF: [(&str, &str); 13] = [
     ("spark.deploy.recoveryDirectory", "the master's state is on a volume"),
     ("spark.metrics.namespace", "the pool's size follows from the metrics"),
     ("spark.decommission.enabled", "workers leave by being decommissioned"),
+    ("spark.history.ui.port", "pages are reached through Enoki"),
+    ("spark.history.fs.logDirectory", "what jobs leave is on the master's volume"),
+    ("spark.connect.grpc.binding.", "see spec.connect"),
 ];
 
 impl Spec for ClusterSpec {
@@ -228,6 +245,11 @@ impl Spec for ClusterSpec {
             faults.invalid("spec.version", format!("`{}` is not a version, like 4.0.1", self.version));
         }
         self.workers.validate(faults);
+        if self.connect && !self.connects() {
+            let detail =
+                format!("{} {} has no Connect server here: 4.0 or newer has", self.engine, self.version);
+            faults.invalid("spec.connect", detail);
+        }
         floor(faults, "spec.master.memory", self.master.memory, MASTER_FLOOR, "a master");
         if self.master.cpus.0 < 100 {
             faults.invalid(
@@ -294,6 +316,9 @@ pub struct ClusterStatus {
     /// Where its parts find its master: `spark://ADDRESS:PORT`. Reached from within its network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub master: Option<String>,
+    /// Where its Connect server takes notebooks, once it does: `sc://ADDRESS:PORT`. Reached from within its network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connect: Option<String>,
     #[serde(default)]
     pub workers: WorkersStatus,
     #[serde(default)]
@@ -353,11 +378,25 @@ mod tests {
         assert_eq!(with("scale_up_factor", json!(0)), [""; 0], "a pool of one size does not have to grow");
         assert_eq!(with("scale_down_factor", json!(1.5)), ["spec.scale_down_factor"]);
         assert_eq!(with("network", json!("Blue")), ["spec.network"]);
+        assert_eq!(with("connect", json!(true)), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_older_than_4_has_no_connect_server() {
+        for (version, refused) in [("3.5.9", true), ("4.0.1", false), ("10.0.0", false), ("nightly", false)] {
+            let told = faults(json!({"version": version, "connect": true}));
+            assert_eq!(told.contains(&"spec.connect".to_owned()), refused, "{version}: {told:?}");
+        }
+        assert_eq!(faults(json!({"version": "3.5.9"})), [""; 0]);
     }
 
     #[test]
     fn settings_are_one_line_each_and_not_ours() {
-        for (key, value) in [("spark.executor.memory", "1g"), ("spark.sql.shuffle.partitions", "8")] {
+        for (key, value) in [
+            ("spark.executor.memory", "1g"),
+            ("spark.sql.shuffle.partitions", "8"),
+            ("spark.eventLog.dir", "/data/events"),
+        ] {
             check_conf(key, value).unwrap();
         }
         for (key, value) in [
@@ -366,6 +405,8 @@ mod tests {
             ("spark.a", "1\nspark.master local"),
             ("spark.master", "local"),
             ("spark.worker.cleanup.enabled", "true"),
+            ("spark.history.fs.logDirectory", "/data/events"),
+            ("spark.connect.grpc.binding.port", "1"),
         ] {
             check_conf(key, value).unwrap_err();
         }

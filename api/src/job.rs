@@ -48,9 +48,9 @@ pub struct JobSpec {
     #[serde(default)]
     pub packages: Vec<String>,
     /// Of the driver.
-    #[serde(default = "default_driver_cpus")]
+    #[serde(default = "default_cpus")]
     pub cpus: MilliCpu,
-    #[serde(default = "default_driver_memory")]
+    #[serde(default = "default_memory")]
     pub memory: Bytes,
     /// How often it is begun again after it failed.
     #[serde(default)]
@@ -71,11 +71,13 @@ pub struct JobFile {
     pub size: u64,
 }
 
-fn default_driver_cpus() -> MilliCpu {
+/// Of a driver, where nobody says otherwise.
+pub fn default_cpus() -> MilliCpu {
     MilliCpu(1000)
 }
 
-fn default_driver_memory() -> Bytes {
+/// Of a driver, where nobody says otherwise.
+pub fn default_memory() -> Bytes {
     Bytes(1 << 30)
 }
 

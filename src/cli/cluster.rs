@@ -11,12 +11,12 @@ use super::run::{Pair, VolumeFlag, labels, mounts};
 use super::table;
 use super::wait::Waiting;
 use enoki_api::client::{ListOptions, LogOptions, Target, WriteOptions};
-use enoki_api::cluster::{ClusterPhase, MASTER_PAGE};
+use enoki_api::cluster::{CONNECT_PORT, ClusterPhase, HISTORY_PAGE, MASTER_PAGE};
 use enoki_api::job::JobPhase;
 use enoki_api::quantity::Span;
 use enoki_api::{Cluster, Job, Kind};
 use serde_json::{Map, Value, json};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -48,6 +48,42 @@ Examples:
         #[arg(long, default_value_t = 0)]
         port: u16,
         /// Where to listen. Whoever reaches it reaches the pages
+        #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+        address: IpAddr,
+    },
+    /// Leads a port of this machine to the pages of ended jobs, until Ctrl-C
+    #[command(after_help = "\
+Jobs that run are there, too, as far as their event log has come. The first page takes some seconds: it starts the history server,
+which ends when nobody has looked for ten minutes.
+
+Examples:
+  enoki cluster history lake
+  enoki cluster history lake --port 18080")]
+    History {
+        /// The cluster
+        name: String,
+        /// Of this machine. Default: any free one
+        #[arg(long, default_value_t = 0)]
+        port: u16,
+        /// Where to listen. Whoever reaches it reaches the pages
+        #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+        address: IpAddr,
+    },
+    /// Leads a port of this machine to the cluster's Connect server, until Ctrl-C
+    #[command(after_help = "\
+What it prints is what a notebook takes: SparkSession.builder.remote(\"sc://...\"). The cluster needs `spec.connect: true`, as
+`create --connect` makes it.
+
+Examples:
+  enoki cluster connect lake
+  enoki cluster connect lake --port 15002")]
+    Connect {
+        /// The cluster
+        name: String,
+        /// Of this machine. Default: any free one
+        #[arg(long, default_value_t = 0)]
+        port: u16,
+        /// Where to listen. Whoever reaches it runs programs on the cluster
         #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
         address: IpAddr,
     },
@@ -85,6 +121,9 @@ pub struct Create {
     /// How long a worker beyond the least has nothing to do before it leaves
     #[arg(long, value_name = "DURATION")]
     idle: Option<Span>,
+    /// With a Connect server: the way in for notebooks
+    #[arg(long)]
+    connect: bool,
     /// A setting of the engine
     #[arg(long = "conf", value_name = "KEY=VALUE")]
     conf: Vec<Pair>,
@@ -223,6 +262,28 @@ pub async fn cluster(ctx: &Context, command: ClusterCommand) -> Result<u8, Failu
             let told = |at| format!("http://{at}/");
             lead(ctx, &format!("{name}-master"), (address, port).into(), MASTER_PAGE, told).await.map(|()| 0)
         }
+        ClusterCommand::History { name, port, address } => {
+            ctx.read(Kind::Cluster, &name).await?;
+            let told = |at| format!("http://{at}/");
+            lead(ctx, &format!("{name}-master"), (address, port).into(), HISTORY_PAGE, told).await.map(|()| 0)
+        }
+        ClusterCommand::Connect { name, port, address } => {
+            let cluster: Cluster = table::decode(&ctx.read(Kind::Cluster, &name).await?)?;
+            if !cluster.spec.connect {
+                return Err(Failure::failed(format!("cluster/{name} has no Connect server"))
+                    .hint("set spec.connect: true, in its manifest, and `enoki apply` it"));
+            }
+            if cluster.status.connect.is_none() {
+                return Err(Failure::failed(format!("the Connect server of cluster/{name} is not up yet"))
+                    .hint(format!(
+                        "`enoki describe cluster {name}` and `enoki logs {name}-connect` say why"
+                    )));
+            }
+            let told = |at: SocketAddr| format!("sc://{at}");
+            lead(ctx, &format!("{name}-connect"), (address, port).into(), CONNECT_PORT, told)
+                .await
+                .map(|()| 0)
+        }
         ClusterCommand::Job(JobCommand::Logs { name, id, part }) => {
             logs::print(ctx, below(ctx, &name).join(&id), part).await.map(|()| 0)
         }
@@ -255,6 +316,9 @@ async fn create(ctx: &Context, args: Create) -> Result<(), Failure> {
     }
     if let Some(idle) = args.idle {
         spec["idle"] = json!(idle);
+    }
+    if args.connect {
+        spec["connect"] = json!(true);
     }
     if !args.conf.is_empty() {
         spec["spark_conf"] = labels(&args.conf).into();

@@ -354,6 +354,7 @@ fn cluster_sheet(sheet: &mut Sheet, cluster: &Cluster) {
     sheet.maybe("Reason", &status.reason);
     sheet.maybe("Message", &status.message);
     sheet.maybe("Master", &status.master);
+    sheet.maybe("Connect", &status.connect);
     sheet.field("Network", spec.network.as_deref().unwrap_or("its own"));
     let workers = &status.workers;
     sheet.heading("Workers");

@@ -3,7 +3,9 @@
 use super::decide::Step;
 use super::logs::{Logs, Source};
 use super::page::{Pages, Port};
-use super::{LABEL_CLUSTER, LABEL_JOB, LABEL_ROLE, instances, job, jobs, network_name, owned, spark};
+use super::{
+    CONNECT, LABEL_CLUSTER, LABEL_JOB, LABEL_ROLE, instances, job, jobs, network_name, owned, spark,
+};
 use crate::admission::{self, Deletion};
 use crate::controller::Leader;
 use crate::scheduler::{self, Request};
@@ -115,6 +117,10 @@ impl Leader {
                         worker,
                         None,
                     )
+                }
+                Step::MakeConnect { master } => {
+                    let server = spark::connect(cluster, network_name(cluster), *master);
+                    self.make(snapshot, cluster, &driver_name(&cluster.name, CONNECT), CONNECT, server, None)
                 }
                 Step::Decommission(worker) => {
                     self.decommission(snapshot, cluster, *worker);

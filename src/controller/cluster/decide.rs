@@ -3,7 +3,7 @@
 use super::pool::{self, Worker};
 use super::view::{View, WorkerSeen};
 use crate::state::{ClusterRecord, PoolRecord};
-use enoki_api::cluster::{Cluster, ClusterPhase, WorkersStatus};
+use enoki_api::cluster::{Cluster, ClusterPhase, ClusterStatus, WorkersStatus};
 use enoki_api::instance::Phase;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -28,6 +28,14 @@ pub enum Role {
     Master,
     Worker(u32),
     Driver,
+    /// The driver that stays.
+    Connect,
+}
+
+impl Member {
+    pub fn runs(&self) -> bool {
+        self.phase == Phase::Running && !self.deleting
+    }
 }
 
 /// Everything that the decision follows from.
@@ -58,6 +66,9 @@ pub enum Step {
     MakeMaster,
     MakeWorker {
         number: u32,
+        master: Ipv4Addr,
+    },
+    MakeConnect {
         master: Ipv4Addr,
     },
     /// Tells the master that it is to leave.
@@ -133,7 +144,7 @@ fn keep_up(seen: &Seen<'_>) -> Decision {
     };
     let (phase, why) = phase(seen, master, alive, &counts);
     record.status.phase = phase;
-    (record.status.reason, record.status.message) = match why {
+    (record.status.reason, record.status.message) = match why.or_else(|| connect_fault(seen)) {
         Some((reason, message)) => (Some(reason), Some(message)),
         None => (None, None),
     };
@@ -147,7 +158,43 @@ fn keep_up(seen: &Seen<'_>) -> Decision {
         (record.status.reason, record.status.message) = (before.reason.clone(), before.message.clone());
         record.status.workers.ready = before.workers.ready;
     }
+    connect(seen, address, &mut record.status, &mut steps);
     Decision { steps, record }
+}
+
+fn connect_member<'a>(seen: &Seen<'a>) -> Option<&'a Member> {
+    seen.members.iter().find(|member| member.role == Role::Connect)
+}
+
+/// Makes the Connect server, as jobs are begun: not before the cluster was ready. Or lets it go.
+fn connect(seen: &Seen<'_>, master: Option<Ipv4Addr>, status: &mut ClusterStatus, steps: &mut Vec<Step>) {
+    let wanted = seen.cluster.spec.connect;
+    let member = connect_member(seen);
+    match (member, master) {
+        (Some(member), _) if !member.deleting && (member.lost || !wanted) => {
+            steps.push(Step::Delete(member.name.clone()));
+        }
+        (None, Some(master)) if wanted && status.ready_at.is_some() => {
+            steps.push(Step::MakeConnect { master })
+        }
+        (Some(_) | None, _) => {}
+    }
+    let there = member.filter(|member| wanted && !member.lost && member.runs());
+    let url = there.and_then(|member| member.address).map(super::spark::connect_url);
+    // One look that failed does not take it away.
+    let answers = seen.view.is_some_and(|view| view.drivers.contains_key(super::CONNECT));
+    status.connect = url.filter(|url| answers || status.connect.as_ref() == Some(url));
+}
+
+/// Why a cluster that is otherwise as it should be has no Connect server.
+fn connect_fault(seen: &Seen<'_>) -> Why {
+    let member = connect_member(seen).filter(|member| seen.cluster.spec.connect && !member.runs())?;
+    Some(("connect".to_owned(), told(member)?))
+}
+
+/// Its name, and what it says of itself.
+fn told(member: &Member) -> Option<String> {
+    Some(format!("{}: {}", member.name, member.message.as_deref()?))
 }
 
 #[derive(Default)]
@@ -167,7 +214,7 @@ fn workers(seen: &Seen<'_>, master: Ipv4Addr, pool: &mut PoolRecord, steps: &mut
         .iter()
         .filter_map(|member| match member.role {
             Role::Worker(number) => Some((number, member)),
-            Role::Master | Role::Driver => None,
+            Role::Master | Role::Driver | Role::Connect => None,
         })
         .collect();
     pool.draining.retain(|name, _| members.values().any(|member| member.name == *name && !member.deleting));
@@ -247,9 +294,8 @@ fn leaving(seen: &Seen<'_>, member: &Member) -> Leaving {
         Some(WorkerSeen::Leaving) => {
             let held = view.drivers.values().any(|driver| driver.executors.contains_key(&address));
             // A driver that does not answer may have one there.
-            let drivers = seen.members.iter().filter(|member| {
-                member.role == Role::Driver && !member.deleting && member.phase == Phase::Running
-            });
+            let drives = |member: &&Member| matches!(member.role, Role::Driver | Role::Connect);
+            let drivers = seen.members.iter().filter(drives).filter(|member| member.runs());
             let silent = drivers.count() > view.drivers.len();
             if held || silent { Leaving::Wait } else { Leaving::Gone }
         }
@@ -265,11 +311,9 @@ fn phase(seen: &Seen<'_>, master: Option<&Member>, alive: bool, counts: &Counts)
         return (ClusterPhase::Ready, None);
     }
     let was_ready = seen.record.status.ready_at.is_some();
-    let faulty = seen.members.iter().find(|member| {
-        member.message.is_some() && member.role != Role::Driver && !matches!(member.phase, Phase::Running)
-    });
-    let told =
-        |member: &Member| format!("{}: {}", member.name, member.message.as_deref().unwrap_or_default());
+    let first = |member: &&Member| matches!(member.role, Role::Master | Role::Worker(_));
+    let faulty =
+        seen.members.iter().filter(first).filter(|member| member.phase != Phase::Running).find_map(told);
     let lost = master.filter(|master| master.lost);
     let why = match (master, faulty) {
         _ if !seen.network && seen.cluster.spec.network.is_some() => {
@@ -278,7 +322,7 @@ fn phase(seen: &Seen<'_>, master: Option<&Member>, alive: bool, counts: &Counts)
         }
         _ if lost.is_some() => Some(("master_lost".to_owned(), "the host of its master is lost".to_owned())),
         (None, _) if before == ClusterPhase::Pending => None,
-        (_, Some(member)) => Some(("instance".to_owned(), told(member))),
+        (_, Some(told)) => Some(("instance".to_owned(), told)),
         (_, None) if !alive => Some(("master".to_owned(), "the master does not answer yet".to_owned())),
         (_, None) => {
             let min = seen.cluster.spec.workers.min;
@@ -316,6 +360,7 @@ mod tests {
             Role::Master => ("lake-master".to_owned(), 2),
             Role::Worker(number) => (format!("lake-worker-{number}"), 10 + number as u8),
             Role::Driver => ("lake-job-1".to_owned(), 100),
+            Role::Connect => ("lake-connect".to_owned(), 99),
         };
         Member {
             name,
@@ -486,6 +531,55 @@ mod tests {
         world.members.retain(|member| member.name != "lake-worker-3");
         world.decide();
         assert_eq!(world.record.status.workers.draining, 0);
+    }
+
+    #[test]
+    fn a_connect_server_comes_and_goes_with_what_is_wanted() {
+        let mut world = World::ready(1, 4, 1);
+        world.cluster.spec.connect = true;
+        world.view = None;
+        assert_eq!(world.decide(), [], "not before it was ready");
+        world.view = Some(view(&[(11, IDLE)]));
+        assert_eq!(world.decide(), [Step::MakeConnect { master: address(2) }]);
+        let mut pending = member(Role::Connect, Phase::Pending);
+        pending.message = Some("no room".into());
+        world.members.push(pending);
+        assert_eq!(world.decide(), []);
+        assert_eq!(world.phase(), ClusterPhase::Ready, "jobs do not need it");
+        assert_eq!(world.record.status.message.as_deref(), Some("lake-connect: no room"));
+        world.members[2] = member(Role::Connect, Phase::Running);
+        world.decide();
+        assert_eq!((&world.record.status.connect, &world.record.status.message), (&None, &None));
+        let seen = DriverSeen { demand: Demand::Executors(0), executors: BTreeMap::new() };
+        world.view.as_mut().unwrap().drivers.insert("connect".into(), seen);
+        world.decide();
+        let url = Some("sc://198.18.50.99:15002");
+        assert_eq!(world.record.status.connect.as_deref(), url);
+        world.view.as_mut().unwrap().drivers.clear();
+        world.decide();
+        assert_eq!(world.record.status.connect.as_deref(), url, "it was there, and still runs");
+        world.members[2].lost = true;
+        assert_eq!(world.decide(), [Step::Delete("lake-connect".into())]);
+        assert_eq!(world.record.status.connect, None);
+        world.members[2].lost = false;
+        world.cluster.spec.connect = false;
+        assert_eq!(world.decide(), [Step::Delete("lake-connect".into())]);
+        world.members[2].deleting = true;
+        assert_eq!(world.decide(), []);
+    }
+
+    #[test]
+    fn a_silent_connect_server_may_hold_a_worker() {
+        let mut world = World::ready(1, 4, 2);
+        (world.needed, world.lately) = (Some(1), Some(1));
+        world.cluster.spec.connect = true;
+        world.members.push(member(Role::Connect, Phase::Running));
+        world.decide();
+        world.view = Some(view(&[(11, IDLE), (12, WorkerSeen::Leaving)]));
+        assert_eq!(world.decide(), []);
+        let seen = DriverSeen { demand: Demand::Executors(1), executors: BTreeMap::new() };
+        world.view.as_mut().unwrap().drivers.insert("connect".into(), seen);
+        assert_eq!(world.decide(), [Step::Delete("lake-worker-2".into())]);
     }
 
     #[test]

@@ -45,6 +45,8 @@ const SLOW: Duration = Duration::from_secs(5);
 const LABEL_CLUSTER: &str = "enoki.cluster";
 const LABEL_ROLE: &str = "enoki.role";
 const LABEL_JOB: &str = "enoki.job";
+/// The Connect server counts as a job of this name, which no job has.
+pub const CONNECT: &str = "connect";
 
 /// Keeps the clusters up for as long as this server leads.
 pub(super) async fn run(leader: &Leader) {
@@ -191,17 +193,13 @@ impl Clusters<'_> {
         let known = || {
             let view = view.filter(|view| view.alive)?;
             let mut sum = 0_u32;
-            for job in jobs {
-                let driver = act::driver_name(&cluster.name, &job.object.name);
-                let runs =
-                    members.iter().any(|member| member.name == driver && member.phase == Phase::Running);
-                match view.drivers.get(&job.object.name) {
+            let named = jobs.iter().map(|job| (job.object.name.as_str(), &job.object.spec.conf));
+            for (name, own) in named.chain([(CONNECT, &BTreeMap::new())]) {
+                let driver = act::driver_name(&cluster.name, name);
+                let runs = members.iter().any(|member| member.name == driver && member.runs());
+                match view.drivers.get(name) {
                     Some(seen) => {
-                        sum = sum.saturating_add(spark::workers_wanted(
-                            &cluster.spec,
-                            &job.object,
-                            &seen.demand,
-                        ))
+                        sum = sum.saturating_add(spark::workers_wanted(&cluster.spec, own, &seen.demand))
                     }
                     None if runs => return None,
                     None => {}
@@ -249,6 +247,7 @@ fn member(snapshot: &Snapshot, cluster: &Cluster, row: &Row<InstanceSpec>) -> Op
     let role = match name.strip_prefix("worker-").and_then(|number| number.parse().ok()) {
         Some(number) => Role::Worker(number),
         None if name == "master" => Role::Master,
+        None if name == CONNECT => Role::Connect,
         None => Role::Driver,
     };
     let at = row.at();
@@ -287,17 +286,18 @@ fn places(snapshot: &Snapshot, cluster: &Cluster, members: &[Member]) -> Places 
         let assignment = &snapshot.assignments.get(&at)?.assignment;
         Some(Port { host: assignment.host.clone(), uid: assignment.uid.clone(), port })
     };
-    let runs = |member: &&Member| member.phase == Phase::Running && !member.deleting;
-    let master = members.iter().filter(runs).find(|member| member.role == Role::Master);
+    let master = members.iter().find(|member| member.role == Role::Master && member.runs());
     let jobs = jobs(snapshot, cluster).filter(|job| {
         let status = snapshot.job_status.get(&job.at());
         status.is_some_and(|stored| stored.status.phase == JobPhase::Running)
     });
     let drivers: BTreeMap<String, Port> = jobs
-        .filter_map(|job| {
-            let driver = act::driver_name(&cluster.name, &job.object.name);
-            members.iter().filter(runs).find(|member| member.name == driver)?;
-            Some((job.object.name.clone(), port(&driver, spark::DRIVER_PAGE)?))
+        .map(|job| job.object.name.as_str())
+        .chain([CONNECT])
+        .filter_map(|name| {
+            let driver = act::driver_name(&cluster.name, name);
+            members.iter().find(|member| member.name == driver && member.runs())?;
+            Some((name.to_owned(), port(&driver, spark::DRIVER_PAGE)?))
         })
         .collect();
     Places { master: master.and_then(|master| port(&master.name, MASTER_PAGE)), drivers }

@@ -4,10 +4,10 @@
 //! cores, and of its memory what the Java of the worker and Python leave.
 
 use super::view::{Demand, WorkerSeen};
-use enoki_api::cluster::{Cluster, ClusterSpec};
+use enoki_api::cluster::{CONNECT_PORT, Cluster, ClusterSpec};
 use enoki_api::file::INSIDE;
 use enoki_api::instance::{EnvValue, InstanceSpec, Mount, Nic, RestartPolicy};
-use enoki_api::job::Job;
+use enoki_api::job::{self, Job};
 use enoki_api::quantity::Span;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -38,6 +38,11 @@ const PROXIED: (&str, &str) = ("spark.ui.reverseProxy", "true");
 /// `spark://ADDRESS:PORT` of the master at this address.
 pub fn master_url(address: Ipv4Addr) -> String {
     format!("spark://{address}:{MASTER_PORT}")
+}
+
+/// `sc://ADDRESS:PORT` of the Connect server at this address.
+pub fn connect_url(address: Ipv4Addr) -> String {
+    format!("sc://{address}:{CONNECT_PORT}")
 }
 
 /// The volume of the cluster's master.
@@ -106,29 +111,49 @@ pub fn driver(cluster: &Cluster, job: &Job, network: &str, master: Ipv4Addr) -> 
     spec.cpus = Some(job.spec.cpus);
     spec.memory = Some(job.spec.memory);
     spec.restart = RestartPolicy::Never;
-    spec.mounts.extend(cluster.spec.mounts.clone());
     let mut conf = driver_conf(&cluster.spec);
     conf.extend(cluster.spec.spark_conf.clone());
     conf.extend(job.spec.conf.clone());
-    // What the pool's size follows from is not for a job to change.
+    drives(&mut spec, cluster, conf, &job.name, master);
+    spec.command = Some(submit(job));
+    spec.files = job.spec.all_files().map(|file| (file.name.clone(), file.content())).collect();
+    spec
+}
+
+/// The Connect server: a driver like a job's, that stays.
+pub fn connect(cluster: &Cluster, network: &str, master: Ipv4Addr) -> InstanceSpec {
+    let mut spec = base(cluster, network, "connect");
+    spec.cpus = Some(job::default_cpus());
+    spec.memory = Some(job::default_memory());
+    let mut conf = driver_conf(&cluster.spec);
+    // It would grow for as long as the server is there.
+    conf.insert("spark.eventLog.enabled".into(), "false".into());
+    conf.extend(cluster.spec.spark_conf.clone());
+    drives(&mut spec, cluster, conf, "connect", master);
+    spec
+}
+
+/// What makes an instance a driver, and of its settings what the pool's size follows from: that is nobody's to change.
+fn drives(
+    spec: &mut InstanceSpec,
+    cluster: &Cluster,
+    mut conf: BTreeMap<String, String>,
+    name: &str,
+    master: Ipv4Addr,
+) {
+    spec.mounts.extend(cluster.spec.mounts.clone());
     conf.insert("spark.metrics.namespace".into(), "job".into());
     conf.insert("spark.ui.port".into(), DRIVER_PAGE.to_string());
     conf.extend(pairs(&[PROXIED]));
-    conf.insert(
-        "spark.app.name".into(),
-        conf.get("spark.app.name").cloned().unwrap_or_else(|| job.name.clone()),
-    );
-    let heap = part(job.spec.memory.0 / MIB);
+    conf.entry("spark.app.name".into()).or_insert_with(|| name.to_owned());
+    let heap = part(spec.memory.unwrap_or(job::default_memory()).0 / MIB);
     environment(
-        &mut spec,
+        spec,
         &conf,
         [("SPARK_MASTER", master_url(master)), ("SPARK_DRIVER_MEMORY", format!("{heap}m"))],
     );
     let secret = cluster.spec.spark_conf_secret.clone().map(EnvValue::Secret);
     spec.env.extend(secret.map(|secret| ("SPARK_CONF_SECRET".to_owned(), secret)));
-    spec.command = Some(submit(job));
-    spec.files = job.spec.all_files().map(|file| (file.name.clone(), file.content())).collect();
-    spec
 }
 
 /// The cores that one job has at most where nothing else is said: Spark gives them to whoever asked first, so a job with all of
@@ -308,9 +333,9 @@ pub fn read_stages(page: &[u8]) -> Result<u32, String> {
     Ok(all.iter().map(|stage| stage.num_tasks.saturating_sub(stage.num_complete_tasks)).sum())
 }
 
-/// The workers that a job could use: executors of its own size on workers of the cluster's.
-pub fn workers_wanted(spec: &ClusterSpec, job: &Job, demand: &Demand) -> u32 {
-    let conf = |key: &str| job.spec.conf.get(key).or_else(|| spec.spark_conf.get(key));
+/// The workers that a driver with these settings of its own could use: executors of its size on workers of the cluster's.
+pub fn workers_wanted(spec: &ClusterSpec, own: &BTreeMap<String, String>, demand: &Demand) -> u32 {
+    let conf = |key: &str| own.get(key).or_else(|| spec.spark_conf.get(key));
     let number = |key: &str| conf(key).and_then(|text| text.parse::<u32>().ok()).filter(|number| *number > 0);
     let (own, cores) = (spec.cores().max(1), number("spark.executor.cores").unwrap_or(spec.cores()).max(1));
     let wanted = match *demand {
@@ -387,10 +412,25 @@ mod tests {
     }
 
     #[test]
+    fn a_connect_server_is_a_driver_that_stays() {
+        let spec = json!({"version": "4.0.1", "connect": true, "spark_conf": {"spark.a": "c"}});
+        let server = connect(&cluster(spec.clone()), "lake", Ipv4Addr::new(198, 18, 0, 2));
+        let settings = conf(&server);
+        assert_eq!((settings["spark.a"].as_str(), settings["spark.metrics.namespace"].as_str()), ("c", "job"));
+        assert_eq!(settings["spark.app.name"], "connect");
+        assert_eq!(settings["spark.eventLog.enabled"], "false", "a log of something that stays has no end");
+        assert_eq!(server.restart, RestartPolicy::Always);
+        assert_eq!(server.command, Some(vec!["/opt/enoki/spark/connect".to_owned()]));
+        let job = driver(&cluster(spec), &job(json!({})), "lake", Ipv4Addr::LOCALHOST);
+        assert_eq!((server.cpus, server.memory), (job.cpus, job.memory), "as a job's");
+        assert_eq!(conf(&job).get("spark.eventLog.enabled"), None, "the image's own: on");
+    }
+
+    #[test]
     fn a_job_wants_workers_for_its_executors_and_leaves_one() {
         let wanted = |conf: Value, workers: Value, demand: Demand| {
             let cluster = cluster(json!({"version": "4.0.1", "workers": workers}));
-            workers_wanted(&cluster.spec, &job(json!({"conf": conf})), &demand)
+            workers_wanted(&cluster.spec, &job(json!({"conf": conf})).spec.conf, &demand)
         };
         let eight = || json!({"min": 1, "max": 8, "cpus": "2"});
         assert_eq!(wanted(json!({}), eight(), Demand::Executors(3)), 3);

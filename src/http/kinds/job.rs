@@ -20,7 +20,7 @@ use axum::{Extension, Router};
 use enoki_api::cluster::ClusterSpec;
 use enoki_api::error::{Code, Problem};
 use enoki_api::job::JobSpec;
-use enoki_api::object::{Object, Uid};
+use enoki_api::object::{Object, Uid, check_name};
 use http_body_util::BodyExt;
 
 /// Below its cluster, where a job is submitted; a project's jobs are also together under its own address.
@@ -39,6 +39,16 @@ impl Managed for JobSpec {
 
     fn table(snapshot: &Snapshot) -> &Table<Self> {
         &snapshot.jobs
+    }
+
+    /// Its driver is called CLUSTER-NAME, as the cluster's other instances are.
+    fn check_name(name: &str) -> Result<(), Problem> {
+        check_name("name", name)?;
+        if ["master", "connect"].contains(&name) || name.starts_with("worker-") {
+            let detail = format!("an instance of its cluster may be called CLUSTER-{name}: no job can");
+            return Err(Problem::invalid_field("name", detail).hint("take another name, or none"));
+        }
+        Ok(())
     }
 
     fn name_one() -> Option<String> {
