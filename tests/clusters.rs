@@ -39,6 +39,14 @@ import sys, helper
 print(helper.NAME, open("/job/words.txt").read().split(), sys.argv[1:], flush=True)
 sys.exit(7)
 "#;
+/// Whether somebody at `sc://HOST:PORT` speaks HTTP/2, as gRPC does: what it says first are its settings.
+const SPEAKS: &str = r#"
+import socket, sys
+host, port = sys.argv[1].removeprefix("sc://").split(":")
+link = socket.create_connection((host, int(port)), 10)
+link.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+print("settings" if link.recv(9, socket.MSG_WAITALL)[3:4] == bytes([4]) else "none")
+"#;
 
 #[test]
 fn a_cluster_and_its_jobs() {
@@ -55,6 +63,8 @@ fn a_cluster_and_its_jobs() {
             ("the pool follows a job", elastic),
             ("jobs end as their programs do", ends),
             ("a job is killed", killed),
+            ("ended jobs are shown", history),
+            ("a way in for notebooks", connect),
             ("the pool shrinks again", shrinks),
             ("what it made goes with it", gone),
         ],
@@ -97,6 +107,8 @@ fn refused(lab: &Lab) {
         let told = create(cloud, &[&["--version", VERSION], flags].concat()).exits(1);
         assert!(told.stderr.contains(field), "{field}: {told}");
     }
+    let told = create(cloud, &["--version", "3.5.9", "--connect"]).exits(1);
+    assert!(told.stderr.contains("spec.connect"), "{told}");
     create(cloud, &["--workers", "many"]).exits(2);
     cloud.import_spark(VERSION);
     let told = create(cloud, &["--network", "nobody"]).exits(1);
@@ -166,14 +178,19 @@ fn apart(lab: &Lab) {
         assert!(!reaches("probe", &["nc", "-z", "-w", "3", &master, port]), "{port} from another network");
     }
     // And over the API, by whoever may enter the instance: the master's page, and a worker's through it.
-    cloud
-        .sh("enoki cluster ui lake >/run/ui & forward=$!; \
-         for i in $(seq 50); do [ -s /run/ui ] && break; sleep 0.1; done; \
-         get() { curl -sS --fail --max-time 10 \"$(cat /run/ui)$1\"; }; \
-         get json/ >/run/page; worker=$(jq -r '.workers[0].id' /run/page); \
-         get \"proxy/$worker/json/\" >/run/worker; kill $forward; jq -e '.cores == 1' /run/worker")
-        .ok();
+    let pages = "get json/ >/run/page; worker=$(jq -r '.workers[0].id' /run/page); \
+                 get \"proxy/$worker/json/\" | jq -e '.cores == 1'";
+    by(cloud, "ui", pages).ok();
     cloud.enoki(&["delete", "instance", "probe", "--force"]).ok();
+}
+
+/// Runs a script while `enoki cluster COMMAND lake` leads to `$way`.
+fn by(cloud: &Cloud, command: &str, script: &str) -> Output {
+    cloud.sh(&format!(
+        "rm -f /run/way; enoki cluster {command} lake >/run/way & forward=$!; trap 'kill $forward' EXIT; \
+         for i in $(seq 50); do [ -s /run/way ] && break; sleep 0.1; done; way=$(cat /run/way); \
+         get() {{ curl -sS --fail --max-time 100 \"$way$1\"; }}; {script}"
+    ))
 }
 
 fn elastic(lab: &Lab) {
@@ -257,6 +274,63 @@ fn killed(lab: &Lab) {
         .collect();
     ends.sort_unstable();
     assert_eq!(ends, ["failed", "failed", "killed", "succeeded", "succeeded", "succeeded"]);
+}
+
+/// What the jobs of the steps before looked like: one succeeded, one threw, one was killed.
+fn history(lab: &Lab) {
+    let cloud = &lab[0];
+    let jobs = cloud.enoki(&["cluster", "jobs", "lake", "-o", "json"]).ok().json();
+    let ran: BTreeSet<&str> = jobs["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        // The one with arguments and files began no application.
+        .filter(|job| job["status"]["exit_code"] != 7)
+        .filter_map(|job| job["name"].as_str())
+        .collect();
+    assert_eq!(ran.len(), 3, "{jobs}");
+    let shown = eventually("all of them are shown as completed", WAIT, || {
+        let shown = by(cloud, "history", "get api/v1/applications").ok().json();
+        let completed: BTreeSet<&str> = shown
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|shown| shown["attempts"][0]["completed"] == true)
+            .filter_map(|shown| shown["name"].as_str())
+            .collect();
+        if completed == ran { Ok(shown.clone()) } else { Err(shown.to_string()) }
+    });
+    // And what they did: the one that made the pool grow had 60 tasks.
+    let ids: Vec<&str> =
+        shown.as_array().into_iter().flatten().filter_map(|shown| shown["id"].as_str()).collect();
+    let pages: String = ids.iter().map(|id| format!("get api/v1/applications/{id}/jobs; ")).collect();
+    let pages = by(cloud, "history", &format!("({pages}) | jq -s -e 'add | any(.numCompletedTasks == 60)'"));
+    assert_eq!(pages.ok().text(), "true");
+}
+
+fn connect(lab: &Lab) {
+    let cloud = &lab[0];
+    let told = cloud.enoki(&["cluster", "connect", "lake"]).exits(1);
+    assert!(told.stderr.contains("spec.connect"), "{told}");
+    let switch = |on: bool| {
+        let patch = serde_json::json!({"spec": {"connect": on}});
+        cloud.api("PATCH", "/v1/projects/default/clusters/lake", Some(&patch)).expect(200);
+    };
+    switch(true);
+    let status = until(cloud, "it takes notebooks", |status| !status["connect"].is_null());
+    let at = status["connect"].as_str().expect("an address");
+    assert!(at.starts_with("sc://") && at.ends_with(":15002"), "{status}");
+    assert_eq!(status["phase"], "ready", "{status}");
+    cloud.write("/run/speaks.py", SPEAKS);
+    assert_eq!(by(cloud, "connect", "python3 /run/speaks.py $way").ok().text(), "settings");
+    let owned = cloud.enoki(&["delete", "instance", "lake-connect"]).exits(1);
+    assert!(owned.stderr.contains("cluster lake"), "{owned}");
+    switch(false);
+    until(cloud, "it takes none any more", |status| status["connect"].is_null());
+    eventually("its instance is gone", WAIT, || {
+        let names = cloud.enoki(&["get", "instances", "-l", "enoki.role=connect", "-o", "name"]).ok();
+        if names.stdout.is_empty() { Ok(()) } else { Err(names.stdout) }
+    });
 }
 
 fn shrinks(lab: &Lab) {
