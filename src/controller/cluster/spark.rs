@@ -128,6 +128,8 @@ pub fn connect(cluster: &Cluster, network: &str, master: Ipv4Addr) -> InstanceSp
     let mut conf = driver_conf(&cluster.spec);
     // It would grow for as long as the server is there.
     conf.insert("spark.eventLog.enabled".into(), "false".into());
+    // It has no end at which executors go that hold shuffle files: they hand them on and go when they are idle.
+    conf.insert("spark.dynamicAllocation.shuffleTracking.enabled".into(), "false".into());
     conf.extend(cluster.spec.spark_conf.clone());
     drives(&mut spec, cluster, conf, "connect", master);
     spec
