@@ -418,7 +418,10 @@ mod tests {
         let spec = json!({"version": "4.0.1", "connect": true, "spark_conf": {"spark.a": "c"}});
         let server = connect(&cluster(spec.clone()), "lake", Ipv4Addr::new(198, 18, 0, 2));
         let settings = conf(&server);
-        assert_eq!((settings["spark.a"].as_str(), settings["spark.metrics.namespace"].as_str()), ("c", "job"));
+        assert_eq!(
+            (settings["spark.a"].as_str(), settings["spark.metrics.namespace"].as_str()),
+            ("c", "job")
+        );
         assert_eq!(settings["spark.app.name"], "connect");
         assert_eq!(settings["spark.eventLog.enabled"], "false", "a log of something that stays has no end");
         assert_eq!(server.restart, RestartPolicy::Always);
