@@ -22,7 +22,7 @@ SERVERS ?= 1
 # The version of Spark that the tests run.
 SPARK := 4.0.1
 
-.PHONY: help setup build helpers install images images-spark up down destroy test check deny unit sweep lab lab-down vm-test bench-launch bench-propagation
+.PHONY: help setup build helpers install images images-spark up down destroy test check deny unit sweep lab lab-down vm-test bench-launch bench-propagation bench-spark
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -112,3 +112,7 @@ bench-launch: setup helpers ## launch speed of instances on one host and on thre
 
 bench-propagation: setup helpers ## how fast a change reaches the agents of HOSTS simulated hosts (500 unless told)
 	ENOKI_TEST_HELPERS=$(HELPERS) BENCH_HOSTS=$(if $(filter command line,$(origin HOSTS)),$(HOSTS),500) $(CARGO) bench --locked --bench propagation
+
+bench-spark: setup helpers ## compute clusters: how fast one comes, beside raw Docker, and how its pool follows its jobs (FULL=1, SMOKE=1)
+	@deploy/images/spark.sh $(SPARK) >/dev/null
+	ENOKI_TEST_HELPERS=$(HELPERS) $(CARGO) bench --locked --bench spark

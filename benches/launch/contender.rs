@@ -12,11 +12,6 @@ pub const IMAGE: &str = "enoki/tiny:1";
 pub const MEMORY: u64 = 64 << 20;
 pub const MILLI_CPUS: u64 = 500;
 pub const PIDS: u64 = 100;
-/// The init of every instance, which every contender runs as PID 1; without arguments it stays up alone.
-pub const INIT: &str = "/usr/local/lib/enoki/init";
-pub const INIT_INSIDE: &str = "/dev/.enoki/init";
-/// Longer than any start, removal or look takes.
-pub const DEADLINE: Duration = Duration::from_secs(120);
 
 #[async_trait]
 pub trait Contender: Send + Sync {
@@ -42,28 +37,4 @@ pub trait Contender: Send + Sync {
 
     /// CPU time of everything that it takes to start them.
     fn meter(&self) -> &Meter;
-}
-
-/// Waits until a look finds nothing left of what was removed.
-pub async fn gone<F, A>(what: &str, mut look: F) -> Result<()>
-where
-    F: FnMut() -> A,
-    A: Future<Output = Result<Vec<String>>>,
-{
-    let until = tokio::time::Instant::now() + DEADLINE;
-    loop {
-        let left = look().await?;
-        if left.is_empty() {
-            return Ok(());
-        }
-        if tokio::time::Instant::now() >= until {
-            anyhow::bail!(
-                "{what} left behind, {} s after all were removed: {}",
-                DEADLINE.as_secs(),
-                left.join(", ")
-            );
-        }
-        // Between rounds, outside of every clock.
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }

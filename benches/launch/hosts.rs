@@ -4,8 +4,8 @@ use anyhow::Result;
 use bollard::Docker;
 use enoki_harness::{Cloud, Lab, eventually};
 
-use crate::contender::{DEADLINE, IMAGE};
-use crate::docker::{connect, containers};
+use crate::contender::IMAGE;
+use crate::docker::{DEADLINE, connect, containers};
 use crate::machine::Meter;
 
 /// What takes part in a start, beside what these start themselves: on the host that has the server, and on the others.

@@ -18,8 +18,7 @@ use enoki_api::quantity::Bytes;
 use enoki_harness::Cloud;
 use serde_json::{Value, json};
 
-use crate::contender::gone;
-use crate::docker::{LABEL, containers, create_and_start, remove};
+use crate::docker::{LABEL, containers, create_and_start, gone, remove};
 use crate::ours::{Api, spec};
 use crate::plan::Plan;
 

@@ -16,9 +16,10 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 
-use crate::contender::{Contender, DEADLINE, MEMORY, MILLI_CPUS, PIDS, gone};
-use crate::docker::REMOVALS;
+use crate::contender::{Contender, MEMORY, MILLI_CPUS, PIDS};
+use crate::docker::{DEADLINE, gone};
 use crate::machine::Meter;
+use crate::raw::REMOVALS;
 
 /// The daemon's folder: on the real disk, since the rest of a cloud is overlays.
 const FOLDER: &str = "/run/lxd";

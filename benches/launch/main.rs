@@ -6,16 +6,21 @@
 //! was missed or something did not work.
 
 mod contender;
+#[path = "../shared/docker.rs"]
 mod docker;
 mod hosts;
 mod latency;
 mod lxd;
+#[path = "../shared/machine.rs"]
 mod machine;
 mod ours;
 mod plan;
+mod raw;
 mod report;
 mod rounds;
 mod swarm;
+#[path = "../shared/table.rs"]
+mod table;
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -27,8 +32,9 @@ use enoki_harness::{Cloud, is_root};
 use hosts::Hosts;
 use machine::load;
 use plan::Plan;
-use report::{Bar, Memory, Verdict};
+use report::{Bar, Memory};
 use rounds::{Entry, Score};
+use table::Verdict;
 
 const ENOKI: &str = "enoki";
 const FIXED: &str = "enoki, fixed address on a segment";
@@ -84,11 +90,11 @@ async fn run(plan: &Plan) -> Result<bool> {
     let mut entries = vec![
         entry(ours::Enoki::new(&alone, ENOKI, false), plan.rounds, false),
         entry(ours::Enoki::new(&alone, FIXED, true), plan.rounds, false),
-        entry(docker::Raw::new(&alone, "host", HOST).await?, plan.rounds, false),
-        entry(docker::Raw::new(&alone, "none", NONE).await?, plan.rounds, false),
-        entry(docker::Raw::new(&alone, "bridge", BRIDGE).await?, plan.rounds, false),
+        entry(raw::Raw::new(&alone, "host", HOST).await?, plan.rounds, false),
+        entry(raw::Raw::new(&alone, "none", NONE).await?, plan.rounds, false),
+        entry(raw::Raw::new(&alone, "bridge", BRIDGE).await?, plan.rounds, false),
         entry(ours::Enoki::new(&three, LAB, false), plan.rounds, false),
-        entry(docker::Raw::new(&three, "host", LAB_HOST).await?, plan.rounds, false),
+        entry(raw::Raw::new(&three, "host", LAB_HOST).await?, plan.rounds, false),
     ];
     match swarm::Swarm::new(&swarm_cloud).await {
         Ok(swarm) => entries.push(entry(swarm, plan.slow_rounds, true)),
@@ -114,20 +120,12 @@ async fn run(plan: &Plan) -> Result<bool> {
     ];
 
     println!("bench-launch, {}: {} starts a cell", plan.title, plan.starts);
-    for (name, value) in machine::conditions(&docker::versions(docker).await?) {
-        println!("  {name:8} {value}");
-    }
-    println!("  {:8} {before:.2} before, {:.2} at the end", "load", load());
-    if before > 0.3 * machine::cores() as f64 {
-        println!("  THE MACHINE WAS BUSY before anything was started: do not trust these figures");
-    }
+    machine::print_conditions(&docker::versions(docker).await?, before);
     let mut verdict = Verdict::default();
     print(&scores, &latencies, &memory, &mut verdict)?;
-    told("cut", &cut);
-    told("not judged", &verdict.unjudged);
-    told(if plan.judged { "MISSED" } else { "missed, were this more than a smoke run" }, &verdict.missed);
+    let met = verdict.print(&cut, plan.judged);
     println!("\n{:.0} s in all", begun.elapsed().as_secs_f64());
-    Ok(verdict.missed.is_empty() || !plan.judged)
+    Ok(met)
 }
 
 fn entry<'c>(contender: impl contender::Contender + 'c, rounds: usize, optional: bool) -> Entry<'c> {
@@ -173,15 +171,6 @@ fn print(
     report::trials(scores);
     report::memory("B7 resident memory on one host", memory, verdict);
     Ok(())
-}
-
-fn told(what: &str, lines: &[String]) {
-    if !lines.is_empty() {
-        println!("\n{what}:");
-    }
-    for line in lines {
-        println!("  {line}");
-    }
 }
 
 /// The tar of the tiny image, built where it is not.

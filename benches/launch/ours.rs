@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -15,8 +16,8 @@ use futures::stream::FuturesUnordered;
 use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 
-use crate::contender::{Contender, DEADLINE, IMAGE, MEMORY, MILLI_CPUS, PIDS, gone};
-use crate::docker::names_below;
+use crate::contender::{Contender, IMAGE, MEMORY, MILLI_CPUS, PIDS};
+use crate::docker::{DEADLINE, gone};
 use crate::hosts::Hosts;
 use crate::machine::Meter;
 
@@ -250,4 +251,11 @@ fn traces(cloud: &Cloud) -> Vec<String> {
     let mut found: Vec<String> = folders.iter().flat_map(|folder| names_below(cloud, folder)).collect();
     found.retain(|path| path != "/run/enoki/netns/fabric");
     found
+}
+
+/// What a folder of a cloud holds, by full path; nothing when it is not there.
+fn names_below(cloud: &Cloud, folder: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(cloud.path(folder)).into_iter().flatten().flatten();
+    let name = |entry: std::fs::DirEntry| Path::new(folder).join(entry.file_name()).display().to_string();
+    entries.map(name).collect()
 }

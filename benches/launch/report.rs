@@ -1,29 +1,11 @@
 //! The tables, and whether the bars are met. A bar is judged by the median's figure; the interval beside it says how far to
 //! trust that.
 
-use comfy_table::{CellAlignment, Table, presets};
-
 use crate::latency::Latencies;
 use crate::rounds::{Score, uneven};
+use crate::table::{Verdict, between, new};
 use enoki_harness::Resident;
-use enoki_harness::statistics::{Interval, added, median, quantile, ratio};
-
-/// What was missed.
-#[derive(Default)]
-pub struct Verdict {
-    pub missed: Vec<String>,
-    pub unjudged: Vec<String>,
-}
-
-impl Verdict {
-    /// The title's first word is the benchmark's name.
-    fn judge(&mut self, title: &str, good: bool, what: String) -> &'static str {
-        if !good {
-            self.missed.push(format!("{}: {what}", title.split(' ').next().unwrap_or(title)));
-        }
-        if good { "met" } else { "MISSED" }
-    }
-}
+use enoki_harness::statistics::{added, median, quantile, ratio};
 
 /// A peer of a rate, and how many times its rate ours must be.
 pub struct Bar {
@@ -159,18 +141,4 @@ fn both(memory: Resident) -> String {
 
 fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / 1e6
-}
-
-fn between(interval: Interval) -> String {
-    format!("[{:.2}-{:.2}]", interval.low, interval.high)
-}
-
-fn new(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(header.to_vec());
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
 }

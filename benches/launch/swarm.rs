@@ -18,8 +18,8 @@ use bollard::query_parameters::EventsOptionsBuilder;
 use enoki_harness::Cloud;
 use futures::{Stream, StreamExt};
 
-use crate::contender::{Contender, DEADLINE, INIT, INIT_INSIDE, MEMORY, MILLI_CPUS, PIDS, gone};
-use crate::docker;
+use crate::contender::{Contender, IMAGE, MEMORY, MILLI_CPUS, PIDS};
+use crate::docker::{self, DEADLINE, INIT, INIT_INSIDE, gone};
 use crate::machine::Meter;
 
 const SERVICE: &str = "bench";
@@ -46,7 +46,7 @@ impl Swarm {
             ..SwarmInitRequest::default()
         };
         docker.init_swarm(request).await.context("make a swarm")?;
-        let image = docker::image_id(&docker, cloud).await?;
+        let image = image_id(&docker, cloud).await?;
         Ok(Self { docker, meter, image })
     }
 
@@ -131,4 +131,11 @@ impl Contender for Swarm {
     fn meter(&self) -> &Meter {
         &self.meter
     }
+}
+
+/// The image's id: what a swarm takes without asking a registry.
+async fn image_id(docker: &Docker, cloud: &Cloud) -> Result<String> {
+    let image =
+        docker.inspect_image(IMAGE).await.with_context(|| format!("look at {IMAGE}{}", cloud.logs()))?;
+    image.id.with_context(|| format!("{IMAGE} has no id"))
 }

@@ -68,12 +68,22 @@ pub fn load() -> f64 {
     text.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(f64::NAN)
 }
 
-pub fn cores() -> usize {
+fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// What somebody must know to compare with another run.
-pub fn conditions(docker: &str) -> Vec<(&'static str, String)> {
+/// Prints what somebody must know to compare with another run. `before`: the load before anything was started.
+pub fn print_conditions(docker: &str, before: f64) {
+    for (name, value) in conditions(docker) {
+        println!("  {name:8} {value}");
+    }
+    println!("  {:8} {before:.2} before, {:.2} at the end", "load", load());
+    if before > 0.3 * cores() as f64 {
+        println!("  THE MACHINE WAS BUSY before anything was started: do not trust these figures");
+    }
+}
+
+fn conditions(docker: &str) -> Vec<(&'static str, String)> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, name: &str| {
         let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
