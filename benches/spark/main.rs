@@ -135,7 +135,8 @@ async fn run(
 
     println!("bench-spark, {}: Spark {VERSION}, a master and {} workers", plan.title, plan.workers);
     machine::print_conditions(&docker::versions(&docker).await?, before);
-    println!("  {:8} {} bytes, on its host before the first cluster", "image", image["status"]["size"]);
+    let size = image["spec"]["size"].as_str().unwrap_or("an unknown size");
+    println!("  {:8} {size}, on its host before the first cluster", "image");
     let mut verdict = Verdict::default();
     report::ready(plan, &ours, &theirs, &mut verdict);
     report::grown(&rounds, plan, &mut verdict);

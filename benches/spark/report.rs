@@ -149,5 +149,5 @@ fn line(table: &mut Table, name: &str, seconds: &[f64], more: &[&str]) {
 }
 
 fn range(seconds: &[f64]) -> String {
-    format!("{:.2}-{:.2}", quantile(seconds, 0.0), quantile(seconds, 1.0))
+    format!("{:.2} to {:.2}", quantile(seconds, 0.0), quantile(seconds, 1.0))
 }
