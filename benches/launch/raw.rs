@@ -12,8 +12,8 @@ use bollard::models::{
 };
 use futures::{StreamExt, TryStreamExt, stream};
 
-use crate::contender::{Contender, IMAGE, INIT, INIT_INSIDE, MEMORY, MILLI_CPUS, PIDS};
-use crate::docker::{LABEL, containers, create_and_start, gone, remove};
+use crate::contender::{Contender, IMAGE, MEMORY, MILLI_CPUS, PIDS};
+use crate::docker::{INIT, INIT_INSIDE, LABEL, containers, create_and_start, gone, remove};
 use crate::hosts::Hosts;
 use crate::machine::Meter;
 

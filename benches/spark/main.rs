@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use enoki_api::Kind;
+use enoki_api::image::Image;
 use enoki_harness::{Cloud, is_root};
 use tokio::runtime::{Builder, Handle};
 
@@ -92,7 +92,7 @@ async fn run(
     // The first of each warms everything up, the image's files among it, and is thrown away.
     eprintln!("a first cluster, which is not counted");
     api.make(plan.workers, plan.workers, plan.idle).await?;
-    let image = api.object(Kind::Image, &format!("enoki/spark:{VERSION}")).await?;
+    let image: Image = api.0.get(None, &format!("enoki/spark:{VERSION}"), docker::DEADLINE).await?;
     let by_hand = Raw::of(cloud, &api, inside, plan.workers).await?;
     api.remove(&docker).await?;
     by_hand.make().await?;
@@ -135,8 +135,8 @@ async fn run(
 
     println!("bench-spark, {}: Spark {VERSION}, a master and {} workers", plan.title, plan.workers);
     machine::print_conditions(&docker::versions(&docker).await?, before);
-    let size = image["spec"]["size"].as_str().unwrap_or("an unknown size");
-    println!("  {:8} {size}, on its host before the first cluster", "image");
+    let megabytes = image.spec.size.0 as f64 / 1e6;
+    println!("  {:8} {megabytes:.0} MB, on its host before the first cluster", "image");
     let mut verdict = Verdict::default();
     report::ready(plan, &ours, &theirs, &mut verdict);
     report::grown(&rounds, plan, &mut verdict);
