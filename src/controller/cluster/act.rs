@@ -4,7 +4,8 @@ use super::decide::Step;
 use super::logs::{Logs, Source};
 use super::page::{Pages, Port};
 use super::{
-    CONNECT, LABEL_CLUSTER, LABEL_JOB, LABEL_ROLE, instances, job, jobs, network_name, owned, spark,
+    CONNECT, LABEL_CLUSTER, LABEL_JOB, LABEL_ROLE, instances, job, jobs, network_name, on_lost_host, owned,
+    spark,
 };
 use crate::admission::{self, Deletion};
 use crate::controller::Leader;
@@ -14,7 +15,6 @@ use crate::store::keys::Key;
 use crate::store::{Error, Txn};
 use enoki_api::cluster::{Cluster, ClusterSpec, MASTER_PAGE};
 use enoki_api::error::Problem;
-use enoki_api::host::HostPhase;
 use enoki_api::instance::{InstanceSpec, RunState};
 use enoki_api::job::{Job, JobSpec, JobStatus};
 use enoki_api::object::{Kind, Object, Owner};
@@ -189,7 +189,7 @@ impl Leader {
         snapshot: &Snapshot,
         cluster: &Cluster,
         row: &Arc<Row<JobSpec>>,
-        ready: bool,
+        stand: job::Stand,
         logs: &mut Logs,
         now: Timestamp,
     ) -> Result<(), Error> {
@@ -202,7 +202,7 @@ impl Leader {
             job: &row.object,
             status: before,
             driver: driver.as_ref(),
-            ready,
+            cluster: stand,
             log: logs.of(&row.object.uid),
         };
         let (mut status, step) = job::decide(&seen);
@@ -335,11 +335,9 @@ fn edit(
 /// One on a lost host goes without it: the host removes it when it is back.
 fn delete_instance(snapshot: &Snapshot, cluster: &Cluster, name: &str) -> Result<Option<Txn>, Problem> {
     let Some(row) = find(snapshot, cluster, name) else { return Ok(None) };
-    let host = snapshot.assignments.get(&row.at()).map(|placed| &placed.assignment.host);
-    let lost = host
-        .and_then(|host| snapshot.host_status.get(host))
-        .is_some_and(|host| host.phase == HostPhase::Lost);
-    if lost && let Some(forced) = admission::instance::force(snapshot, row, admission::unchanged(row)?)? {
+    if on_lost_host(snapshot, &row.at())
+        && let Some(forced) = admission::instance::force(snapshot, row, admission::unchanged(row)?)?
+    {
         return Ok(Some(admission::removed(row, (forced, Deletion::Done))?.0));
     }
     if row.object.deleted_at.is_some() {
@@ -417,5 +415,6 @@ fn driver(snapshot: &Snapshot, cluster: &Cluster, of: &Job) -> Option<job::Drive
         current: status.observed_generation >= instance.generation,
         status,
         deleting: instance.deleted_at.is_some(),
+        lost: on_lost_host(snapshot, &row.at()),
     })
 }

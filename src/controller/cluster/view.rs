@@ -40,3 +40,12 @@ pub struct View {
     /// By job. One that did not answer is not here.
     pub drivers: BTreeMap<String, DriverSeen>,
 }
+
+impl View {
+    /// How many workers this driver has executors on, those that leave not counted.
+    pub fn held_by(&self, driver: &DriverSeen) -> u32 {
+        let stays =
+            |at: &&Ipv4Addr| self.workers.get(*at).is_some_and(|worker| *worker != WorkerSeen::Leaving);
+        u32::try_from(driver.executors.keys().filter(stays).count()).unwrap_or(u32::MAX)
+    }
+}
