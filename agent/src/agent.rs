@@ -10,6 +10,7 @@ use crate::instance::Host;
 use crate::instance::fleet::Fleet;
 use crate::instance::linux::Linux;
 use crate::instance::machine::Machine;
+use crate::instance::squeezed;
 use crate::ledger::{self, Ledger};
 use crate::limits;
 use crate::network::Underlay;
@@ -174,6 +175,7 @@ pub async fn run_with(config: AgentConfig, parts: Parts, stop: CancellationToken
             prepulls.run(&fleet.host().images, &outbox, &stop),
             watch_health(parts.runtime.as_ref(), &outbox, docker_is, &stop),
             tend(parts.machine.as_ref(), &fleet, &stop),
+            squeezed::watch(parts.machine.as_ref(), &fleet, &stop),
             connect(parts.machine.as_ref(), &fleet, &stop),
         )
     };

@@ -2,8 +2,9 @@
 
 use enoki_agent::limits::device::Device;
 use enoki_agent::limits::record::resources_for_record;
-use enoki_agent::limits::{self, Cgroup, Error, Version, apply, v2};
+use enoki_agent::limits::{self, Cgroup, Error, Running, Version, apply, v2};
 use enoki_api::instance::{DiskLimits, LimitsState, Resources};
+use enoki_api::object::Uid;
 use enoki_api::quantity::{Bytes, MilliCpu};
 use std::fs::{read_to_string, write};
 use std::io::Write;
@@ -97,6 +98,7 @@ fn full() -> Resources {
         pids: Some(200),
         disk: DiskLimits { write_bps: Some(Bytes(1 << 20)), read_iops: Some(900), ..DiskLimits::default() },
         disk_size: None,
+        cpu_weight: Some(64),
     }
 }
 
@@ -113,6 +115,7 @@ async fn v1_live() {
     for (file, value) in [
         ("cpu.cfs_quota_us", "50000".to_owned()),
         ("cpu.cfs_period_us", "100000".to_owned()),
+        ("cpu.shares", "64".to_owned()),
         ("cpuset.cpus", "0".to_owned()),
         ("memory.limit_in_bytes", (256u64 << 20).to_string()),
         ("memory.memsw.limit_in_bytes", (272u64 << 20).to_string()),
@@ -126,6 +129,7 @@ async fn v1_live() {
     let granted = full();
     assert_eq!((set.cpus, set.cpuset.clone(), set.memory), (granted.cpus, granted.cpuset, granted.memory));
     assert_eq!((set.swap, set.pids, set.disk), (Some(granted.swap), granted.pids, granted.disk));
+    assert_eq!(set.cpu_weight, Some(64));
     assert!(set.note.as_deref().is_some_and(|note| note.contains("buffered")));
 
     // Up, down, and free again.
@@ -145,10 +149,19 @@ async fn v1_live() {
         (set.state, set.cpus, set.cpuset, set.memory, set.pids, set.disk, set.note),
         (LimitsState::Applied, None, None, None, None, DiskLimits::default(), None)
     );
-    assert_eq!(
-        (contained.file("cpu.cfs_quota_us").as_str(), contained.file("pids.max").as_str()),
-        ("-1", "max")
-    );
+    assert_eq!(set.cpu_weight, None);
+    for (file, value) in [("cpu.cfs_quota_us", "-1"), ("cpu.shares", "1024"), ("pids.max", "max")] {
+        assert_eq!(contained.file(file), value, "{file}");
+    }
+
+    let one = |threads| vec![Running { uid: Uid::random(), container: id.to_owned(), pid, threads }];
+    for (threads, expected) in [(true, vec![pid]), (false, Vec::new())] {
+        let load = limits::loads_of(one(threads)).await.unwrap().into_values().next().unwrap();
+        assert!(load.cpu_ns > 0 && load.threads.keys().copied().eq(expected), "{load:?}");
+        assert!(load.threads.values().all(|(ran, _)| *ran > 0), "{load:?}");
+    }
+    let cpus = limits::cpus().await.unwrap();
+    assert!(cpus.len() >= std::thread::available_parallelism().unwrap().get(), "{cpus:?}");
 
     let until = Instant::now() + Duration::from_secs(20);
     loop {
@@ -249,6 +262,7 @@ fn fake_v2() -> (tempfile::TempDir, PathBuf) {
     write(root.path().join("cpuset.cpus.effective"), "0-3\n").unwrap();
     for (file, text) in [
         ("cpu.max", "max 100000\n"),
+        ("cpu.weight", "100\n"),
         ("cpuset.cpus", "\n"),
         ("memory.max", "max\n"),
         ("memory.high", "max\n"),
@@ -259,7 +273,8 @@ fn fake_v2() -> (tempfile::TempDir, PathBuf) {
         ("pids.current", "3\n"),
         ("io.max", ""),
         ("io.stat", "254:0 rbytes=10 wbytes=20 rios=1 wios=2\n7:0 rbytes=1 wbytes=2 rios=1 wios=1\n"),
-        ("cpu.stat", "usage_usec 5000\nuser_usec 1\n"),
+        ("cpu.stat", "usage_usec 5000\nuser_usec 1\nnr_periods 9\nnr_throttled 4\n"),
+        ("cgroup.threads", &format!("{}\n4194305\n", std::process::id())),
     ] {
         write(folder.join(file), text).unwrap();
     }
@@ -275,6 +290,7 @@ fn v2_writes_and_reads_back() {
     assert_eq!((set.state, set.reason), (LimitsState::Applied, None));
     let file = |name: &str| read_to_string(folder.join(name)).unwrap().trim().to_owned();
     assert_eq!(file("cpu.max"), "50000 100000");
+    assert_eq!((file("cpu.weight").as_str(), set.cpu_weight), ("6", Some(6)));
     assert_eq!(file("cpuset.cpus"), "0");
     assert_eq!(file("memory.max"), (256u64 << 20).to_string());
     assert_eq!(file("memory.high"), "max");
@@ -295,10 +311,14 @@ fn v2_writes_and_reads_back() {
         (file("cpu.max").as_str(), file("memory.max").as_str(), file("cpuset.cpus").as_str()),
         ("max 100000", "max", "")
     );
+    assert_eq!((file("cpu.weight").as_str(), set.cpu_weight), ("100", None));
 
     let usage = group.usage().unwrap();
     assert_eq!((usage.cpu_ns, usage.memory_bytes, usage.pids), (5_000_000, 9 << 20, 3));
     assert_eq!((usage.read_bytes, usage.write_bytes), (11, 22));
+    let load = group.load(true).unwrap();
+    assert_eq!((load.cpu_ns, load.periods, load.throttled), (5_000_000, 9, 4));
+    assert!(load.threads.into_keys().eq([std::process::id()]), "one that is gone is not missed");
 }
 
 #[test]
@@ -346,7 +366,7 @@ fn the_record_says_the_same() {
     assert_eq!(
         serde_json::to_value(&record).unwrap(),
         serde_json::json!({
-            "cpu_quota_us": 50000, "cpu_period_us": 100000, "cpuset": "0",
+            "cpu_quota_us": 50000, "cpu_period_us": 100000, "cpu_shares": 64, "cpuset": "0",
             "memory_bytes": 268435456, "memory_swap_bytes": 285212672, "pids": 200,
             "io": [{"major": 254, "minor": 0, "write_bps": 1048576, "read_iops": 900}],
         })

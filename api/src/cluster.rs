@@ -74,9 +74,12 @@ pub struct ClusterSpec {
     /// Of its workers and its master alike.
     #[serde(default)]
     pub placement: Placement,
-    /// Of its instances: who is placed first, and who gives way.
-    #[serde(default)]
+    /// Of its workers: who is placed first, and who gives way. Its master and drivers have at least 0.
+    #[serde(default = "default_priority")]
     pub priority: i32,
+    /// How long a worker waits for CPUs that instances of higher priority use; then it leaves.
+    #[serde(default = "default_squeeze")]
+    pub squeeze_timeout: Span,
 }
 
 choice!(
@@ -123,6 +126,15 @@ fn default_idle() -> Span {
 
 fn default_graceful() -> Span {
     Span(300_000)
+}
+
+/// Below whatever nobody gave a priority.
+fn default_priority() -> i32 {
+    -100
+}
+
+fn default_squeeze() -> Span {
+    Span(60_000)
 }
 
 fn default_worker_cpus() -> MilliCpu {

@@ -53,7 +53,7 @@ pub struct InstanceSpec {
     /// Processes and threads. None: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pids: Option<u64>,
-    /// Placed first when room is short: higher wins.
+    /// Placed first when room is short: higher wins. Below 0 it gives way in CPU time, too.
     #[serde(default)]
     pub priority: i32,
     #[serde(default)]
@@ -150,6 +150,7 @@ impl InstanceSpec {
             pids: self.pids,
             disk: self.disk,
             disk_size: self.disk_size,
+            cpu_weight: cpu_weight(self.priority),
         }
     }
 
@@ -187,6 +188,17 @@ impl InstanceSpec {
         }
         changed
     }
+}
+
+/// The weight in CPU time, of [`CPU_WEIGHT_DEFAULT`], of what gives way: beside one of the others that wants a CPU for itself it gets
+/// a seventeenth of it, and all that nobody else wants.
+const CPU_WEIGHT_LOW: u64 = 64;
+/// The weight of everything else. The kernel's own default, as cgroup v1 counts.
+pub const CPU_WEIGHT_DEFAULT: u64 = 1024;
+
+/// The weight in CPU time that follows from a priority. None: the default.
+pub fn cpu_weight(priority: i32) -> Option<u64> {
+    (priority < 0).then_some(CPU_WEIGHT_LOW)
 }
 
 /// How a changed field takes effect.
@@ -574,6 +586,9 @@ pub struct Resources {
     pub disk: DiskLimits,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_size: Option<Bytes>,
+    /// Share of CPU time where it is short, of 1024. None: 1024. Follows from the priority.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_weight: Option<u64>,
 }
 
 /// The limits as they stand: the state, why, and each value as read back from the kernel.
@@ -597,6 +612,9 @@ pub struct LimitsStatus {
     pub disk: DiskLimits,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_size: Option<Bytes>,
+    /// Share of CPU time where it is short, where it is not the default: of 1024 on cgroup v1, of 100 on v2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_weight: Option<u64>,
     /// What the reader should know about how they hold (buffered writes on cgroup v1, for instance).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
@@ -651,6 +669,10 @@ pub struct InstanceStatus {
     /// Changed fields that wait for the next start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub restart_required: Vec<String>,
+    /// Since when it waits for CPUs that instances of higher priority use. Only told of a priority below 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = "date-time")]
+    pub squeezed_since: Option<Timestamp>,
 }
 
 /// An instance bound to a host, what is granted to it there, and the count of such bindings.

@@ -276,6 +276,9 @@ pub struct Report {
     pub limits: LimitsStatus,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub restart_required: Vec<String>,
+    /// Since when it waits for CPUs that instances of higher priority use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub squeezed_since: Option<Timestamp>,
 }
 
 /// An instance that runs (or lies) on a host and is named by nobody.

@@ -8,7 +8,7 @@ use super::plan::Fit;
 use super::table::{self, age, decode, labels, size, text, word};
 use enoki_api::client::Target;
 use enoki_api::event::Event;
-use enoki_api::instance::{EnvValue, LimitsState, Phase};
+use enoki_api::instance::{EnvValue, LimitsState, Phase, cpu_weight};
 use enoki_api::job::JobFile;
 use enoki_api::operation::Step;
 use enoki_api::project::Resource;
@@ -196,6 +196,12 @@ fn instance_sheet(sheet: &mut Sheet, instance: &Instance) {
     if spec.priority != 0 {
         sheet.field("Priority", spec.priority);
     }
+    sheet.maybe(
+        "Squeezed",
+        &status
+            .squeezed_since
+            .map(|since| format!("since {since}: it waits for CPUs that instances of higher priority use")),
+    );
     let placement = &spec.placement;
     let rules = [("require", &placement.require), ("avoid", &placement.avoid)];
     let rules = rules.iter().filter(|(_, rules)| !rules.is_empty());
@@ -262,6 +268,7 @@ fn limits(sheet: &mut Sheet, instance: &Instance) {
         }
     };
     row("cpus", text(&spec.cpus), text(&holds.cpus));
+    row("cpu_weight", text(&cpu_weight(spec.priority)), text(&holds.cpu_weight));
     row("cpuset", text(&spec.cpuset), text(&holds.cpuset));
     row("memory", text(&spec.memory), text(&holds.memory));
     let swap = spec.memory.map(|_| spec.swap);

@@ -11,6 +11,8 @@ use enoki_agent::instance::machine::{Machine, Result as Done};
 use enoki_agent::instance::observed::Disk;
 use enoki_agent::instance::simulated::Simulated as Ground;
 use enoki_agent::ledger::Entry;
+use enoki_agent::limits::Running;
+use enoki_agent::limits::squeeze::{Cpus, Load};
 use enoki_agent::runtime::simulated::Simulated as Docker;
 use enoki_agent::runtime::{
     Container, Create, Error, Event, ExecEnd, ExecRequest, ExecStream, ImageInfo, Login, Runtime, State,
@@ -19,6 +21,7 @@ use enoki_api::instance::{Doomed, LimitsStatus};
 use enoki_api::object::Uid;
 use enoki_api::protocol::{Health, Order, Overlay, TerminalSize, Usage};
 use futures::stream::BoxStream;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -284,6 +287,14 @@ impl Machine for WatchedGround {
 
     async fn usage(&self, uid: &Uid, container: &str, pid: u32) -> Done<Usage> {
         self.ground.usage(uid, container, pid).await
+    }
+
+    async fn cpus(&self) -> Done<Cpus> {
+        self.ground.cpus().await
+    }
+
+    async fn loads(&self, running: Vec<Running>) -> Done<BTreeMap<Uid, Load>> {
+        self.ground.loads(running).await
     }
 
     async fn dial(&self, uid: &Uid, at: Vec<std::net::SocketAddr>) -> Done<tokio::net::TcpStream> {

@@ -233,6 +233,7 @@ fn blank(order: &Order, facts: &Facts, observed: &Observed) -> Report {
         user_data_exit_code: observed.user_data_exit_code,
         limits: LimitsStatus::default(),
         restart_required: Vec::new(),
+        squeezed_since: None,
     }
 }
 
@@ -356,6 +357,7 @@ impl<'a> Case<'a> {
     /// A running container: what changes live, changed.
     fn tend(&mut self, body: &Body, pid: u32, started_at: Timestamp) {
         self.report.phase = Phase::Running;
+        self.report.squeezed_since = self.observed.squeezed_since;
         let spec = &self.order.instance.spec;
         match &self.observed.network {
             Seen::Present(true) | Seen::Unknown => {}

@@ -11,6 +11,7 @@ use enoki_api::instance::{Doomed, InstanceStatus, Phase, Tombstone};
 use enoki_api::object::Uid;
 use enoki_api::protocol::{Order, Orphan, Overlay};
 use futures::StreamExt;
+use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -71,6 +72,13 @@ impl Fleet {
         }
         for tombstone in self.host.ledger.tombstones() {
             self.wake(&tombstone.uid);
+        }
+    }
+
+    /// Since when who of this host is squeezed, from now on.
+    pub fn squeezed(&self, all: BTreeMap<Uid, Timestamp>) {
+        for uid in self.host.set_squeezed(all) {
+            self.wake(&uid);
         }
     }
 

@@ -6,7 +6,8 @@ use super::machine::{Error, Machine, Result, pin};
 use super::observed::Disk;
 use crate::delivery::{self, Delivery};
 use crate::disk::{Disks, Rootfs};
-use crate::limits::{self, Version, record::resources_for_record};
+use crate::limits::squeeze::{Cpus, Load};
+use crate::limits::{self, Running, Version, record::resources_for_record};
 use crate::network::{self, Network, NicPlan, Peers, Underlay, Vxlan};
 use crate::session::socket::Dialer;
 use crate::streams::beneath;
@@ -20,6 +21,7 @@ use enoki_api::volume::VolumeKind;
 use enoki_helpers::{INIT, INIT_INSIDE, NETNS, RECORDS, STATE_INSIDE, oom, record};
 use jiff::Timestamp;
 use nix::sys::statfs::{NSFS_MAGIC, statfs};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
@@ -447,6 +449,14 @@ impl Machine for Linux {
             write_bytes: used.write_bytes,
             at: Timestamp::now(),
         })
+    }
+
+    async fn cpus(&self) -> Result<Cpus> {
+        limits::cpus().await.map_err(host_failed)
+    }
+
+    async fn loads(&self, running: Vec<Running>) -> Result<BTreeMap<Uid, Load>> {
+        limits::loads_of(running).await.map_err(host_failed)
     }
 
     async fn dial(&self, uid: &Uid, at: Vec<SocketAddr>) -> Result<TcpStream> {

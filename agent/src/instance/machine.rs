@@ -6,10 +6,13 @@
 use super::facts::Made;
 use super::observed::Disk;
 use crate::disk::Pinned;
+use crate::limits::Running;
+use crate::limits::squeeze::{Cpus, Load};
 use async_trait::async_trait;
 use enoki_api::instance::{Doomed, LimitsStatus};
 use enoki_api::object::Uid;
 use enoki_api::protocol::{Order, Overlay, Usage};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use tokio::net::TcpStream;
@@ -104,6 +107,12 @@ pub trait Machine: Send + Sync + 'static {
 
     /// What a running container uses now.
     async fn usage(&self, uid: &Uid, container: &str, pid: u32) -> Result<Usage>;
+
+    /// The host's CPUs, as counters.
+    async fn cpus(&self) -> Result<Cpus>;
+
+    /// What these containers use of them.
+    async fn loads(&self, running: Vec<Running>) -> Result<BTreeMap<Uid, Load>>;
 
     /// A connection to the first of these addresses that listens, made from within the instance's network.
     async fn dial(&self, uid: &Uid, at: Vec<SocketAddr>) -> Result<TcpStream>;

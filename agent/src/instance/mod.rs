@@ -24,6 +24,7 @@ pub mod observe;
 pub mod observed;
 pub mod samples;
 pub mod simulated;
+pub mod squeezed;
 
 use crate::image::Images;
 use crate::image::mirror::Source;
@@ -72,6 +73,8 @@ pub struct Host {
     bring_ups: Semaphore,
     /// Container ids by uid, from the last list.
     listed: Mutex<BTreeMap<Uid, Vec<String>>>,
+    /// Since when who is squeezed; see [`squeezed`].
+    squeezed: Mutex<BTreeMap<Uid, Timestamp>>,
 }
 
 impl Host {
@@ -93,6 +96,7 @@ impl Host {
             overlaid: Notify::new(),
             bring_ups: Semaphore::new(BRING_UPS),
             listed: Mutex::default(),
+            squeezed: Mutex::default(),
         }
     }
 
@@ -113,6 +117,18 @@ impl Host {
     fn listed(&self, uid: &Uid) -> Vec<String> {
         let listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
         listed.get(uid).cloned().unwrap_or_default()
+    }
+
+    fn squeezed_since(&self, uid: &Uid) -> Option<Timestamp> {
+        self.squeezed.lock().unwrap_or_else(PoisonError::into_inner).get(uid).copied()
+    }
+
+    /// Those of whom something else holds from now on.
+    fn set_squeezed(&self, all: BTreeMap<Uid, Timestamp>) -> Vec<Uid> {
+        let mut squeezed = self.squeezed.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *squeezed, all);
+        let differs = |uid: &&Uid| before.get(*uid) != squeezed.get(*uid);
+        before.keys().chain(squeezed.keys()).filter(differs).cloned().collect()
     }
 
     fn set_listed(&self, all: BTreeMap<Uid, Vec<String>>) {

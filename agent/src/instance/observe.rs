@@ -81,6 +81,7 @@ pub async fn observe(host: &Host, desired: &Desired, memory: &Memory, up: bool) 
         limits: memory.limits.clone(),
         trouble: memory.trouble.clone(),
         last: memory.last.clone(),
+        squeezed_since: host.squeezed_since(&desired.uid),
         ..Observed::default()
     };
     if up {

@@ -113,6 +113,8 @@ pub struct Observed {
     /// The host's boot.
     pub boot: String,
     pub trouble: Option<Trouble>,
+    /// Since when it waits for CPUs that instances of higher priority use.
+    pub squeezed_since: Option<Timestamp>,
     /// What was last told of it.
     pub last: Option<Report>,
 }

@@ -6,6 +6,8 @@
 use super::facts::Made;
 use super::machine::{Error, Machine, Result, pin};
 use super::observed::Disk;
+use crate::limits::Running;
+use crate::limits::squeeze::{Cpus, Load};
 use async_trait::async_trait;
 use enoki_api::file::{self, FileRef};
 use enoki_api::instance::{Doomed, LimitsState, LimitsStatus, Resources};
@@ -229,6 +231,7 @@ impl Machine for Simulated {
             pids: granted.pids,
             disk: granted.disk,
             disk_size: granted.disk_size,
+            cpu_weight: granted.cpu_weight,
             ..LimitsStatus::default()
         })
     }
@@ -243,6 +246,15 @@ impl Machine for Simulated {
             write_bytes: 0,
             at: jiff::Timestamp::now(),
         })
+    }
+
+    /// One whose CPUs nobody looks at: none is ever saturated.
+    async fn cpus(&self) -> Result<Cpus> {
+        Ok(Cpus::new())
+    }
+
+    async fn loads(&self, _running: Vec<Running>) -> Result<BTreeMap<Uid, Load>> {
+        Ok(BTreeMap::new())
     }
 
     async fn dial(&self, _uid: &Uid, _at: Vec<SocketAddr>) -> Result<TcpStream> {

@@ -18,22 +18,32 @@ pub enum Place {
 
 /// The control groups of the container whose main process is `pid`.
 pub fn group(container: &str, pid: u32) -> Result<Box<dyn Cgroup>, Error> {
-    let read =
-        |path: String| std::fs::read_to_string(&path).map_err(|why| Error::Gone(format!("{path}: {why}")));
+    group_in(container, pid, &mounts()?)
+}
+
+/// The host's mount table: to look for many.
+pub fn mounts() -> Result<Vec<Mount>, Error> {
+    Ok(table(&read("/proc/self/mountinfo".to_owned())?))
+}
+
+fn read(path: String) -> Result<String, Error> {
+    std::fs::read_to_string(&path).map_err(|why| Error::Gone(format!("{path}: {why}")))
+}
+
+/// As [`group`], by a mount table that was read before.
+pub fn group_in(container: &str, pid: u32, mounts: &[Mount]) -> Result<Box<dyn Cgroup>, Error> {
     let groups = read(format!("/proc/{pid}/cgroup"))?;
-    let mounts = read("/proc/self/mountinfo".to_owned())?;
-    Ok(match place(container, &groups, &mounts)? {
+    Ok(match place(container, &groups, mounts)? {
         Place::V1(folders) => Box::new(v1::Groups::new(folders)),
         Place::V2(folder) => Box::new(v2::Group::new(folder)),
     })
 }
 
-/// From the texts of `/proc/PID/cgroup` and of the mount table.
-pub fn place(container: &str, groups: &str, mounts: &str) -> Result<Place, Error> {
+/// From the text of `/proc/PID/cgroup` and the mount table.
+pub fn place(container: &str, groups: &str, mounts: &[Mount]) -> Result<Place, Error> {
     if container.is_empty() {
         return Err(Error::Gone("a container without an id".to_owned()));
     }
-    let mounts = table(mounts);
     let mut folders = BTreeMap::new();
     let mut unified = None;
     for line in groups.lines() {
@@ -49,7 +59,7 @@ pub fn place(container: &str, groups: &str, mounts: &str) -> Result<Place, Error
             let hierarchy = |mount: &&Mount| {
                 mount.kind == "cgroup" && mount.options.split(',').any(|option| option == controller)
             };
-            if let Some(folder) = folder(&mounts, hierarchy, &own(container, path)?) {
+            if let Some(folder) = folder(mounts, hierarchy, &own(container, path)?) {
                 folders.insert(controller.to_owned(), folder);
             }
         }
@@ -59,7 +69,7 @@ pub fn place(container: &str, groups: &str, mounts: &str) -> Result<Place, Error
         return Ok(Place::V1(folders));
     }
     let path = unified.ok_or_else(|| Error::Gone("its process is in no control group".to_owned()))?;
-    let folder = folder(&mounts, |mount| mount.kind == "cgroup2", &own(container, path)?);
+    let folder = folder(mounts, |mount| mount.kind == "cgroup2", &own(container, path)?);
     folder.map(Place::V2).ok_or_else(|| Error::Refused("no control groups are mounted".to_owned()))
 }
 
@@ -103,7 +113,7 @@ mod tests {
     fn hybrid_is_v1() {
         let groups =
             "4:memory:/docker/c0ffee\n2:cpu,cpuacct:/docker/c0ffee\n1:name=systemd:/docker/c0ffee\n0::/\n";
-        let Place::V1(folders) = place(ID, groups, HYBRID).unwrap() else { panic!("v1") };
+        let Place::V1(folders) = place(ID, groups, &table(HYBRID)).unwrap() else { panic!("v1") };
         let folder = |name: &str| folders[name].display().to_string();
         assert_eq!(folder("memory"), "/sys/fs/cgroup/memory/docker/c0ffee");
         assert_eq!(folder("cpu"), "/sys/fs/cgroup/cpu,cpuacct/docker/c0ffee");
@@ -116,17 +126,17 @@ mod tests {
         let mounts = "42 31 0:38 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw\n";
         let groups = "0::/system.slice/docker-c0ffee.scope/init.scope\n";
         let expected = Place::V2("/sys/fs/cgroup/system.slice/docker-c0ffee.scope".into());
-        assert_eq!(place(ID, groups, mounts).unwrap(), expected);
+        assert_eq!(place(ID, groups, &table(mounts)).unwrap(), expected);
         // A part of the hierarchy is mounted.
         let part = "42 31 0:38 /system.slice /cg rw - cgroup2 cgroup2 rw\n";
-        assert_eq!(place(ID, groups, part).unwrap(), Place::V2("/cg/docker-c0ffee.scope".into()));
+        assert_eq!(place(ID, groups, &table(part)).unwrap(), Place::V2("/cg/docker-c0ffee.scope".into()));
     }
 
     #[test]
     fn somebody_elses_process_leads_nowhere() {
         for groups in ["4:memory:/\n0::/\n", "4:memory:/docker/another\n", "0::/../docker/c0ffee\n", ""] {
-            assert!(matches!(place(ID, groups, HYBRID), Err(Error::Gone(_))), "{groups}");
+            assert!(matches!(place(ID, groups, &table(HYBRID)), Err(Error::Gone(_))), "{groups}");
         }
-        assert!(place("", "4:memory:/docker/c0ffee\n", HYBRID).is_err());
+        assert!(place("", "4:memory:/docker/c0ffee\n", &table(HYBRID)).is_err());
     }
 }

@@ -14,14 +14,17 @@ pub mod find;
 pub mod host;
 pub mod plan;
 pub mod record;
+pub mod squeeze;
 mod systemd;
 pub mod v1;
 pub mod v2;
 
 use device::Device;
-use enoki_api::instance::{CpuSet, LimitsState, LimitsStatus, Resources};
+use enoki_api::instance::{CPU_WEIGHT_DEFAULT, CpuSet, LimitsState, LimitsStatus, Resources};
+use enoki_api::object::Uid;
 use enoki_api::quantity::{Bytes, MilliCpu};
 use plan::{Target, Write, plan};
+use squeeze::{Cpus, Load};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -73,6 +76,8 @@ pub struct ReadBack {
     pub version: Version,
     pub quota_us: Option<u64>,
     pub period_us: u64,
+    /// Share of CPU time where it is short: of 1024 on v1, of 100 on v2. None: the kernel has no weights.
+    pub weight: Option<u64>,
     /// None: nothing of its own, as many as the parent has.
     pub cpuset: Option<CpuSet>,
     /// The parent's, which bounds ours. None: the kernel has no cpusets.
@@ -100,6 +105,8 @@ pub trait Cgroup {
     fn read(&self) -> Result<ReadBack, Error>;
     fn write(&self, write: &Write) -> Result<(), Error>;
     fn usage(&self) -> Result<Usage, Error>;
+    /// What it uses of the CPUs; with its threads where they are asked for.
+    fn load(&self, threads: bool) -> Result<Load, Error>;
     /// Has whoever else writes to these groups keep what stands in them.
     fn hold(&self, _stands: &ReadBack) -> Result<(), Error> {
         Ok(())
@@ -137,6 +144,33 @@ pub async fn read_of(container: &str, pid: u32, granted: &Resources) -> Result<L
 pub async fn usage_of(container: &str, pid: u32) -> Result<Usage, Error> {
     let container = container.to_owned();
     blocking(move || find::group(&container, pid)?.usage()).await
+}
+
+/// A running container that is to be looked at.
+#[derive(Clone, Debug)]
+pub struct Running {
+    pub uid: Uid,
+    pub container: String,
+    pub pid: u32,
+    /// Whether its threads are, too.
+    pub threads: bool,
+}
+
+/// The host's CPUs.
+pub async fn cpus() -> Result<Cpus, Error> {
+    let read = || std::fs::read_to_string("/proc/stat");
+    blocking(move || read().map(|text| squeeze::cpus(&text)).map_err(|why| Error::Refused(why.to_string())))
+        .await
+}
+
+/// What these use of the CPUs. One that has ended meanwhile is not among them.
+pub async fn loads_of(running: Vec<Running>) -> Result<BTreeMap<Uid, Load>, Error> {
+    blocking(move || {
+        let mounts = find::mounts()?;
+        let load = |one: &Running| find::group_in(&one.container, one.pid, &mounts)?.load(one.threads);
+        Ok(running.iter().filter_map(|one| Some((one.uid.clone(), load(one).ok()?))).collect())
+    })
+    .await
 }
 
 async fn blocking<T: Send + 'static>(
@@ -187,6 +221,15 @@ pub fn apply(group: &dyn Cgroup, granted: &Resources, devices: &[Device]) -> Res
     Ok(status(granted, &restored, state, Some(reason)))
 }
 
+/// A granted weight in the kernel's own terms: both versions have another default.
+fn weight(granted: Option<u64>, version: Version) -> u64 {
+    let granted = granted.unwrap_or(CPU_WEIGHT_DEFAULT);
+    match version {
+        Version::V1 => granted,
+        Version::V2 => (granted * 100 / CPU_WEIGHT_DEFAULT).max(1),
+    }
+}
+
 fn outside(asked: Option<&CpuSet>, allowed: Option<&CpuSet>) -> Option<String> {
     let (asked, allowed) = (asked?, allowed?);
     let have = allowed.cpus();
@@ -219,6 +262,7 @@ fn status(granted: &Resources, seen: &ReadBack, state: LimitsState, reason: Opti
             _ => None,
         },
         pids: seen.pids,
+        cpu_weight: seen.weight.filter(|stands| *stands != weight(None, seen.version)),
         note: (seen.version == Version::V1 && disk.write_bps.or(disk.write_iops.map(Bytes)).is_some())
             .then(|| BUFFERED.to_owned()),
         disk,
@@ -254,6 +298,22 @@ impl Folder {
             .open(&path)
             .map_err(|why| explain(&path, Some(text), &why))?;
         io::Write::write_all(&mut opened, text.as_bytes()).map_err(|why| explain(&path, Some(text), &why))
+    }
+
+    /// The threads in this group and in those below it, as `file` of each lists them, and how long each ran and waited.
+    pub fn threads(&self, file: &str) -> BTreeMap<u32, (u64, u64)> {
+        // What ends while it is looked at is not missed.
+        let list = self.get(file).ok().flatten().unwrap_or_default();
+        let times = |thread: u32| {
+            squeeze::schedstat(&std::fs::read_to_string(format!("/proc/{thread}/schedstat")).ok()?)
+        };
+        let ids = list.lines().filter_map(|line| line.parse().ok());
+        let mut threads: BTreeMap<u32, (u64, u64)> = ids.filter_map(|id| Some((id, times(id)?))).collect();
+        let below = std::fs::read_dir(&self.0).into_iter().flatten().flatten();
+        for folder in below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+            threads.extend(Folder(folder.path()).threads(file));
+        }
+        threads
     }
 
     pub fn parent(&self) -> Folder {
@@ -301,6 +361,7 @@ mod tests {
                 version: Version::V2,
                 quota_us: None,
                 period_us: PERIOD_US,
+                weight: Some(100),
                 cpuset: None,
                 allowed: None,
                 memory: None,
@@ -316,6 +377,10 @@ mod tests {
 
         fn usage(&self) -> Result<Usage, Error> {
             Ok(Usage::default())
+        }
+
+        fn load(&self, _threads: bool) -> Result<Load, Error> {
+            Ok(Load::default())
         }
 
         fn hold(&self, stands: &ReadBack) -> Result<(), Error> {

@@ -5,7 +5,7 @@
 //! exceeds memory and swap together) and reclaim has the most room.
 
 use super::device::Device;
-use super::{IoLimits, PERIOD_US, ReadBack, Version};
+use super::{IoLimits, PERIOD_US, ReadBack, Version, weight};
 use enoki_api::instance::{CpuSet, Resources};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,6 +24,8 @@ pub enum Write {
         quota_us: Option<u64>,
         period_us: u64,
     },
+    /// In the kernel's own terms.
+    CpuWeight(u64),
     /// None: as the parent.
     CpuSet(Option<CpuSet>),
     Pids(Option<u64>),
@@ -35,6 +37,7 @@ pub enum Write {
 pub struct Target {
     quota_us: Option<u64>,
     period_us: u64,
+    weight: Option<u64>,
     cpuset: Option<CpuSet>,
     memory: Option<u64>,
     swap: Option<u64>,
@@ -60,6 +63,7 @@ impl Target {
         Target {
             quota_us: granted.cpus.map(|cpus| cpus.0 * PERIOD_US / 1000),
             period_us: PERIOD_US,
+            weight: Some(weight(granted.cpu_weight, current.version)),
             cpuset: granted.cpuset.clone(),
             memory,
             swap,
@@ -73,6 +77,7 @@ impl Target {
         Target {
             quota_us: seen.quota_us,
             period_us: seen.period_us,
+            weight: seen.weight,
             cpuset: seen.cpuset.clone(),
             memory: seen.memory,
             swap: seen.swap.flatten(),
@@ -89,6 +94,12 @@ pub fn plan(target: &Target, now: &ReadBack) -> Vec<Write> {
         target.quota_us == now.quota_us && (target.quota_us.is_none() || target.period_us == now.period_us);
     if !same_quota {
         writes.push(Write::Cpu { quota_us: target.quota_us, period_us: target.period_us });
+    }
+    // A kernel without weights has nothing to weigh.
+    if let (Some(wanted), Some(stands)) = (target.weight, now.weight)
+        && wanted != stands
+    {
+        writes.push(Write::CpuWeight(wanted));
     }
     // v1 has a set in every group, so the parent's set stands for none.
     let effective = |set: &Option<CpuSet>| set.clone().or_else(|| now.allowed.clone());
@@ -147,6 +158,7 @@ mod tests {
             version,
             quota_us: None,
             period_us: PERIOD_US,
+            weight: Some(weight(None, version)),
             cpuset: None,
             allowed: "0-3".parse().ok(),
             memory: None,
@@ -185,6 +197,30 @@ mod tests {
         assert_eq!(one(|r| r.cpuset = "0-3".parse().ok()), []);
         let io = IoLimits { write_bps: Some(1 << 20), ..IoLimits::default() };
         assert_eq!(one(|r| r.disk.write_bps = Some(Bytes(1 << 20))), [Write::Io(DISK, io)]);
+    }
+
+    #[test]
+    fn a_low_priority_weighs_a_sixteenth_and_gets_its_weight_back() {
+        for (version, low, default) in [(Version::V1, 64, 1024), (Version::V2, 6, 100)] {
+            let mut spec = enoki_api::instance::InstanceSpec::new("a");
+            let mut now = seen(version);
+            assert_eq!(now.weight, Some(default));
+            for (priority, expected) in
+                [(0, None), (7, None), (-1, Some(low)), (-100, None), (0, Some(default))]
+            {
+                spec.priority = priority;
+                let writes = asked(&spec.resources(), &now);
+                assert_eq!(
+                    writes,
+                    expected.map(Write::CpuWeight).into_iter().collect::<Vec<_>>(),
+                    "{priority}"
+                );
+                now.weight = expected.or(now.weight);
+            }
+            now.weight = None;
+            spec.priority = -1;
+            assert_eq!(asked(&spec.resources(), &now), [], "a kernel without weights");
+        }
     }
 
     #[test]

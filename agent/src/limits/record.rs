@@ -17,7 +17,8 @@ pub fn resources_for_record(
     RecordResources {
         cpu_quota_us: granted.cpus.map(|cpus| cpus.0 * PERIOD_US / 1000),
         cpu_period_us: granted.cpus.map(|_| PERIOD_US),
-        cpu_shares: None,
+        // On v2 runc makes it a weight of its own reckoning, as low; the exact one is written once it runs.
+        cpu_shares: granted.cpu_weight,
         cpuset: granted.cpuset.as_ref().map(ToString::to_string),
         memory_bytes: granted.memory.map(|bytes| bytes.0),
         memory_swap_bytes: granted

@@ -5,7 +5,7 @@
 //! told of is put back to what the container was started with, and no swap becomes all swap. Throttles of disks are
 //! not among what it writes.
 
-use super::{Error, ReadBack};
+use super::{Error, ReadBack, Version, weight};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -52,6 +52,9 @@ fn properties(stands: &ReadBack) -> Vec<String> {
         format!("MemoryMax={}", bound(stands.memory)),
         format!("TasksMax={}", bound(stands.pids)),
     ];
+    // Empty: as systemd has it for all, which is the kernel's default.
+    let weight = stands.weight.filter(|stands| *stands != weight(None, Version::V2));
+    properties.push(format!("CPUWeight={}", weight.map(|weight| weight.to_string()).unwrap_or_default()));
     // What the kernel does not have is not systemd's to write.
     if let Some(swap) = stands.swap {
         properties.push(format!("MemorySwapMax={}", bound(swap)));
@@ -66,7 +69,7 @@ fn properties(stands: &ReadBack) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::{PERIOD_US, Version};
+    use crate::limits::PERIOD_US;
     use std::collections::BTreeMap;
 
     #[test]
@@ -82,6 +85,7 @@ mod tests {
             version: Version::V2,
             quota_us: None,
             period_us: PERIOD_US,
+            weight: Some(100),
             cpuset: None,
             allowed: "0-3".parse().ok(),
             memory: None,
@@ -91,10 +95,11 @@ mod tests {
         };
         assert_eq!(
             properties(&none).join(" "),
-            "CPUQuota= CPUQuotaPeriodSec=100000us MemoryMax=infinity TasksMax=infinity MemorySwapMax=infinity AllowedCPUs="
+            "CPUQuota= CPUQuotaPeriodSec=100000us MemoryMax=infinity TasksMax=infinity CPUWeight= MemorySwapMax=infinity AllowedCPUs="
         );
         let all = ReadBack {
             quota_us: Some(100_100),
+            weight: Some(6),
             cpuset: "0,2-3".parse().ok(),
             memory: Some(64 << 20),
             swap: Some(Some(0)),
@@ -103,7 +108,7 @@ mod tests {
         };
         assert_eq!(
             properties(&all).join(" "),
-            "CPUQuota=100.10% CPUQuotaPeriodSec=100000us MemoryMax=67108864 TasksMax=50 MemorySwapMax=0 AllowedCPUs=0,2-3"
+            "CPUQuota=100.10% CPUQuotaPeriodSec=100000us MemoryMax=67108864 TasksMax=50 CPUWeight=6 MemorySwapMax=0 AllowedCPUs=0,2-3"
         );
         let old = ReadBack { swap: None, allowed: None, ..none };
         assert!(!properties(&old).iter().any(|p| p.contains("Swap") || p.contains("AllowedCPUs")));

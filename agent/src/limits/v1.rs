@@ -4,6 +4,7 @@
 
 use super::device::Device;
 use super::plan::Write;
+use super::squeeze::Load;
 use super::{Cgroup, Error, Folder, IoLimits, ReadBack, Usage, Version, line};
 use enoki_api::instance::CpuSet;
 use std::collections::BTreeMap;
@@ -105,6 +106,7 @@ impl Cgroup for Groups {
             // "-1" is no number, which is what it means.
             quota_us: number("cpu", "cpu.cfs_quota_us")?,
             period_us: number("cpu", "cpu.cfs_period_us")?.unwrap_or(super::PERIOD_US),
+            weight: number("cpu", "cpu.shares")?,
             cpuset: self.get("cpuset", "cpuset.cpus")?.and_then(|text| text.parse().ok()),
             allowed: self.allowed()?,
             memory: self.limit("memory.limit_in_bytes")?.flatten(),
@@ -122,6 +124,7 @@ impl Cgroup for Groups {
             Write::Memory(limit) => self.folder("memory")?.set("memory.limit_in_bytes", &bytes(limit)),
             Write::Swap(limit) => self.folder("memory")?.set("memory.memsw.limit_in_bytes", &bytes(limit)),
             Write::Cpu { quota_us, period_us } => self.set_cpu(*quota_us, *period_us),
+            Write::CpuWeight(weight) => self.folder("cpu")?.set("cpu.shares", &weight.to_string()),
             Write::CpuSet(set) => {
                 let set = set.clone().or(self.allowed()?);
                 let text = set.map(|set| set.to_string()).unwrap_or_default();
@@ -158,6 +161,17 @@ impl Cgroup for Groups {
             pids: number("pids", "pids.current")?,
             read_bytes: total("Read"),
             write_bytes: total("Write"),
+        })
+    }
+
+    fn load(&self, threads: bool) -> Result<Load, Error> {
+        let cpu = self.folder("cpu")?;
+        let stat = cpu.get("cpu.stat")?.unwrap_or_default();
+        Ok(Load {
+            cpu_ns: self.folder("cpuacct")?.number("cpuacct.usage")?.unwrap_or(0),
+            periods: line(&stat, "nr_periods").unwrap_or(0),
+            throttled: line(&stat, "nr_throttled").unwrap_or(0),
+            threads: if threads { cpu.threads("tasks") } else { BTreeMap::new() },
         })
     }
 }

@@ -6,6 +6,7 @@
 
 use super::device::Device;
 use super::plan::Write;
+use super::squeeze::Load;
 use super::{Cgroup, Error, Folder, IoLimits, ReadBack, Usage, Version, field, line, systemd};
 use enoki_api::instance::CpuSet;
 use std::collections::BTreeMap;
@@ -96,6 +97,7 @@ impl Cgroup for Group {
             version: Version::V2,
             quota_us: quota.parse().ok(),
             period_us: period.parse().unwrap_or(super::PERIOD_US),
+            weight: self.folder.number("cpu.weight")?,
             cpuset: set(self.folder.get("cpuset.cpus")?),
             allowed: set(self.folder.parent().get("cpuset.cpus.effective")?),
             memory: self.limit("memory.max")?.flatten(),
@@ -121,6 +123,7 @@ impl Cgroup for Group {
                 let quota = quota_us.map_or("max".to_owned(), |quota| quota.to_string());
                 self.folder.set("cpu.max", &format!("{quota} {period_us}"))
             }
+            Write::CpuWeight(weight) => self.folder.set("cpu.weight", &weight.to_string()),
             Write::CpuSet(set) => {
                 // A lone newline clears: an empty write would reach the kernel as no write at all.
                 let text = set.as_ref().map_or("\n".to_owned(), CpuSet::to_string);
@@ -142,6 +145,16 @@ impl Cgroup for Group {
             pids: self.folder.number("pids.current")?.unwrap_or(0),
             read_bytes: total("rbytes"),
             write_bytes: total("wbytes"),
+        })
+    }
+
+    fn load(&self, threads: bool) -> Result<Load, Error> {
+        let stat = self.folder.get("cpu.stat")?.unwrap_or_default();
+        Ok(Load {
+            cpu_ns: line(&stat, "usage_usec").unwrap_or(0).saturating_mul(1000),
+            periods: line(&stat, "nr_periods").unwrap_or(0),
+            throttled: line(&stat, "nr_throttled").unwrap_or(0),
+            threads: if threads { self.folder.threads("cgroup.threads") } else { BTreeMap::new() },
         })
     }
 

@@ -5,6 +5,8 @@ use enoki_agent::instance::facts::Made;
 use enoki_agent::instance::machine::{Machine, Result as Done};
 use enoki_agent::instance::observed::Disk;
 use enoki_agent::instance::simulated::Simulated as Ground;
+use enoki_agent::limits::Running;
+use enoki_agent::limits::squeeze::{Cpus, Load};
 use enoki_agent::runtime::simulated::Simulated as Docker;
 use enoki_agent::runtime::{
     Container, Create, Error, Event, ExecEnd, ExecRequest, ExecStream, ImageInfo, Login, Runtime,
@@ -13,6 +15,7 @@ use enoki_api::instance::{Doomed, LimitsStatus};
 use enoki_api::object::Uid;
 use enoki_api::protocol::{Health, Order, Overlay, TerminalSize, Usage};
 use futures::stream::BoxStream;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -127,6 +130,12 @@ impl Machine for Mortal {
     }
     async fn destroy(&self, what: Doomed, uid: &Uid) -> Done<()> {
         self.fuse.around(self.ground.destroy(what, uid)).await
+    }
+    async fn cpus(&self) -> Done<Cpus> {
+        self.ground.cpus().await
+    }
+    async fn loads(&self, running: Vec<Running>) -> Done<BTreeMap<Uid, Load>> {
+        self.ground.loads(running).await
     }
     async fn dial(&self, uid: &Uid, at: Vec<std::net::SocketAddr>) -> Done<tokio::net::TcpStream> {
         self.ground.dial(uid, at).await

@@ -130,6 +130,7 @@ fn take(status: &mut InstanceStatus, report: &Report) {
     status.user_data_exit_code = report.user_data_exit_code;
     status.limits = report.limits.clone();
     status.restart_required = report.restart_required.clone();
+    status.squeezed_since = report.squeezed_since;
 }
 
 /// The generation that was acted on. While a new grant is on its way, the one that the host has acted on does not
@@ -196,6 +197,7 @@ mod tests {
             user_data_exit_code: None,
             limits: Default::default(),
             restart_required: Vec::new(),
+            squeezed_since: None,
         }
     }
 

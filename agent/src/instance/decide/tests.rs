@@ -103,6 +103,7 @@ impl World {
             limits: self.limits.clone(),
             user_data_exit_code: None,
             boot: self.boot.to_string(),
+            squeezed_since: None,
             trouble: self.trouble.clone(),
             last: self.last.clone(),
         }
