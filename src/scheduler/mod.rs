@@ -56,6 +56,12 @@ fn explain_beside(
     hosts.map(|host| filter::check(snapshot, &host.object, request, together, policy)).collect()
 }
 
+/// Whether the instance fits on this host, and every reason why not. None: there is no such host.
+pub fn verdict(snapshot: &Snapshot, host: &str, request: Request<'_>, policy: &Policy) -> Option<Verdict> {
+    let host = snapshot.hosts.get("", host)?;
+    Some(filter::check(snapshot, &host.object, request, &[], policy))
+}
+
 /// The host to place on. Err: for every host, why not.
 pub fn place(snapshot: &Snapshot, request: Request<'_>, policy: &Policy) -> Result<String, Vec<Verdict>> {
     match gang(snapshot, &[request], policy) {
@@ -88,15 +94,7 @@ pub fn gang(snapshot: &Snapshot, requests: &[Request<'_>], policy: &Policy) -> R
         };
         hosts[member].clone_from(&best.host);
         if !left.is_empty() {
-            let assignment = Assignment {
-                uid: Uid::from(uuid::Uuid::nil()),
-                host: best.host.clone(),
-                epoch: 0,
-                generation: 0,
-                granted: request.spec.resources(),
-                nics: BTreeMap::new(),
-            };
-            reserve(world.to_mut(), request, assignment);
+            reserve_on(world.to_mut(), request, &best.host);
         }
     }
     Ok(hosts)
@@ -126,6 +124,19 @@ pub fn reserve(world: &mut Snapshot, request: Request<'_>, assignment: Assignmen
     }
     world.unassign(request.at);
     world.assign(request.at.clone(), Placed { assignment, revision: 0 });
+}
+
+/// The same for one that is only thought of, on this host.
+pub fn reserve_on(world: &mut Snapshot, request: Request<'_>, host: &str) {
+    let assignment = Assignment {
+        uid: Uid::from(uuid::Uuid::nil()),
+        host: host.to_owned(),
+        epoch: 0,
+        generation: 0,
+        granted: request.spec.resources(),
+        nics: BTreeMap::new(),
+    };
+    reserve(world, request, assignment);
 }
 
 /// What the instance gets on `host`, where it already has a grant: all that it asks for, or the reasons why not.

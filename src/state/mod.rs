@@ -13,7 +13,7 @@ mod table;
 
 pub use follow::feed;
 pub use release::{HOLD_DOWN, release};
-pub use snapshot::{ClusterRecord, Placed, PoolRecord, Server, Snapshot, Written};
+pub use snapshot::{ClusterRecord, Placed, PoolRecord, Server, Snapshot, SqueezedPool, Written};
 pub use table::{At, Row, Table, encode_new};
 
 use crate::store::Revision;

@@ -103,15 +103,23 @@ pub struct ClusterRecord {
 /// What the size of a pool of workers follows from beside what is seen now.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct PoolRecord {
-    /// Since when more workers are there than are needed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub surplus_since: Option<Timestamp>,
     /// When the pool was last made larger or smaller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed_at: Option<Timestamp>,
     /// Workers that leave, by instance, and since when.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub draining: BTreeMap<String, Timestamp>,
+    /// When workers last left because they were squeezed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub squeezed: Option<SqueezedPool>,
+}
+
+/// A pool that gave way to instances that use its hosts' CPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SqueezedPool {
+    pub at: Timestamp,
+    /// So many workers stayed.
+    pub left: u32,
 }
 
 impl Snapshot {

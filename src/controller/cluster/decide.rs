@@ -2,12 +2,15 @@
 
 use super::pool::{self, Worker};
 use super::view::{View, WorkerSeen};
-use crate::state::{ClusterRecord, PoolRecord};
-use enoki_api::cluster::{Cluster, ClusterPhase, ClusterStatus, WorkersStatus};
+use crate::state::{ClusterRecord, PoolRecord, SqueezedPool};
+use enoki_api::cluster::{Cluster, ClusterPhase, ClusterSpec, ClusterStatus, WorkersStatus};
 use enoki_api::instance::Phase;
-use jiff::Timestamp;
-use std::collections::BTreeMap;
+use jiff::{SignedDuration, Timestamp};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+
+/// How long a pool does not grow past the size to which it was squeezed.
+const HOLD: SignedDuration = SignedDuration::from_mins(5);
 
 /// An instance of the cluster, by what it is there for.
 #[derive(Clone, Debug)]
@@ -21,6 +24,9 @@ pub struct Member {
     pub deleting: bool,
     /// Whether its host has been away for so long that it is given up.
     pub lost: bool,
+    pub host: Option<String>,
+    /// Since when it waits for CPUs that instances of higher priority use.
+    pub squeezed_since: Option<Timestamp>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +61,10 @@ pub struct Seen<'a> {
     pub needed: Option<u32>,
     /// The most of them lately; see [`pool::Needs::most`].
     pub lately: Option<u32>,
+    /// Workers whose places others are to have, and who; see [`super::room`].
+    pub wanted_places: &'a BTreeMap<String, String>,
+    /// Whether somebody waits for room that a new worker might take.
+    pub held: bool,
 }
 
 /// One effect. Each is a transaction, or a word to the master, that may be repeated.
@@ -85,6 +95,8 @@ pub enum Step {
 pub struct Decision {
     pub steps: Vec<Step>,
     pub record: ClusterRecord,
+    /// Who gives way, and why: for the log of events.
+    pub told: Vec<(&'static str, String)>,
 }
 
 pub fn decide(seen: &Seen<'_>) -> Decision {
@@ -109,11 +121,11 @@ fn remove(seen: &Seen<'_>) -> Decision {
     } else {
         vec![Step::Forget]
     };
-    Decision { steps, record }
+    Decision { steps, record, told: Vec::new() }
 }
 
 fn keep_up(seen: &Seen<'_>) -> Decision {
-    let mut steps = Vec::new();
+    let (mut steps, mut told) = (Vec::new(), Vec::new());
     let mut record = seen.record.clone();
     record.status.observed_generation = seen.cluster.generation;
     let named = seen.cluster.spec.network.as_ref();
@@ -130,7 +142,7 @@ fn keep_up(seen: &Seen<'_>) -> Decision {
     }
     record.status.master = address.map(super::spark::master_url);
     let counts = match address {
-        Some(address) => workers(seen, address, &mut record.pool, &mut steps),
+        Some(address) => workers(seen, address, &mut record.pool, &mut steps, &mut told),
         None => Counts { desired: seen.cluster.spec.workers.min, ..Counts::default() },
     };
     let alive = seen.view.is_some_and(|view| view.alive);
@@ -159,7 +171,7 @@ fn keep_up(seen: &Seen<'_>) -> Decision {
         record.status.workers.ready = before.workers.ready;
     }
     connect(seen, address, &mut record.status, &mut steps);
-    Decision { steps, record }
+    Decision { steps, record, told }
 }
 
 fn connect_member<'a>(seen: &Seen<'a>) -> Option<&'a Member> {
@@ -189,11 +201,11 @@ fn connect(seen: &Seen<'_>, master: Option<Ipv4Addr>, status: &mut ClusterStatus
 /// Why a cluster that is otherwise as it should be has no Connect server.
 fn connect_fault(seen: &Seen<'_>) -> Why {
     let member = connect_member(seen).filter(|member| seen.cluster.spec.connect && !member.runs())?;
-    Some(("connect".to_owned(), told(member)?))
+    Some(("connect".to_owned(), says(member)?))
 }
 
 /// Its name, and what it says of itself.
-fn told(member: &Member) -> Option<String> {
+fn says(member: &Member) -> Option<String> {
     Some(format!("{}: {}", member.name, member.message.as_deref()?))
 }
 
@@ -204,8 +216,118 @@ struct Counts {
     draining: u32,
 }
 
+/// The workers that are to stay, as it is, for the pool's size: those that leave are not among them.
+pub fn staying(members: &[Member], view: Option<&View>, pool: &PoolRecord) -> Vec<Worker> {
+    let worker = |member: &Member| {
+        let Role::Worker(number) = member.role else { return None };
+        let view = view.zip(member.address);
+        let known = view.and_then(|(view, at)| view.workers.get(&at));
+        let tasks =
+            view.map(|(view, at)| view.drivers.values().filter_map(|driver| driver.executors.get(&at)).sum());
+        Some(Worker {
+            number,
+            placed: member.host.is_some(),
+            tasks: known.and(tasks),
+            used: matches!(known, Some(WorkerSeen::Alive { used: true })),
+        })
+    };
+    let stays =
+        |member: &&Member| !member.deleting && !member.lost && !pool.draining.contains_key(&member.name);
+    let mut workers: Vec<Worker> = members.iter().filter(stays).filter_map(worker).collect();
+    workers.sort_by_key(|worker| worker.number);
+    workers
+}
+
+/// How many of these have a place beyond the minimum.
+pub fn spare(spec: &ClusterSpec, staying: &[Worker]) -> usize {
+    let placed = staying.iter().filter(|worker| worker.placed).count();
+    placed.saturating_sub(spec.workers.min as usize)
+}
+
+/// Whether it may be asked to leave although it is needed.
+pub fn may_leave(spec: &ClusterSpec, worker: &Worker) -> bool {
+    !(spec.remove_only_idle_workers && worker.used)
+}
+
+/// Those that have waited for too long for CPUs that others use: of each host the idlest, the others have it better then. None of
+/// the minimum.
+fn squeezed<'a>(
+    seen: &Seen<'_>,
+    members: &BTreeMap<u32, &'a Member>,
+    staying: &[Worker],
+    pool: &PoolRecord,
+) -> Vec<&'a Member> {
+    let spec = &seen.cluster.spec;
+    let patience = spec.squeeze_timeout.signed();
+    let long = |since: Timestamp| seen.now.duration_since(since) >= patience;
+    // What the last ones left may be enough for the others: that is looked at for as long.
+    if pool.squeezed.is_some_and(|squeezed| !long(squeezed.at)) {
+        return Vec::new();
+    }
+    let mut idlest: Vec<&Worker> = staying.iter().filter(|worker| may_leave(spec, worker)).collect();
+    idlest.sort_by_key(|worker| worker.order());
+    let mut hosts = BTreeSet::new();
+    idlest
+        .into_iter()
+        .filter_map(|worker| members.get(&worker.number).copied())
+        .filter(|member| member.phase == Phase::Running && member.squeezed_since.is_some_and(long))
+        .filter(|member| hosts.insert(&member.host))
+        .take(spare(spec, staying))
+        .collect()
+}
+
+/// Has those leave whose places or whose CPUs others need. What is left of them is `staying`.
+fn give_way(
+    seen: &Seen<'_>,
+    members: &BTreeMap<u32, &Member>,
+    staying: &mut Vec<Worker>,
+    pool: &mut PoolRecord,
+    told: &mut Vec<(&'static str, String)>,
+) {
+    for worker in staying.iter() {
+        let Some(member) = members.get(&worker.number) else { continue };
+        if let Some(whom) = seen.wanted_places.get(&member.name) {
+            pool.draining.insert(member.name.clone(), seen.now);
+            told.push(("makes_room", format!("{} leaves: there is no other room for {whom}", member.name)));
+        }
+    }
+    let stays = |worker: &Worker, pool: &PoolRecord| {
+        members.get(&worker.number).is_some_and(|member| !pool.draining.contains_key(&member.name))
+    };
+    staying.retain(|worker| stays(worker, pool));
+    let squeezed = squeezed(seen, members, staying, pool);
+    for member in &squeezed {
+        pool.draining.insert(member.name.clone(), seen.now);
+        let host = member.host.as_deref().unwrap_or_default();
+        told.push((
+            "squeezed",
+            format!("{} leaves: instances of higher priority use the CPUs of {host}", member.name),
+        ));
+    }
+    staying.retain(|worker| stays(worker, pool));
+    if !squeezed.is_empty() {
+        pool.squeezed = Some(SqueezedPool { at: seen.now, left: placed(staying) });
+    }
+    if !told.is_empty() {
+        pool.changed_at = Some(seen.now);
+    }
+    if pool.squeezed.is_some_and(|squeezed| seen.now.duration_since(squeezed.at) >= HOLD) {
+        pool.squeezed = None;
+    }
+}
+
+fn placed(workers: &[Worker]) -> u32 {
+    u32::try_from(workers.iter().filter(|worker| worker.placed).count()).unwrap_or(u32::MAX)
+}
+
 /// The pool: those that leave are seen off, and its size is set right.
-fn workers(seen: &Seen<'_>, master: Ipv4Addr, pool: &mut PoolRecord, steps: &mut Vec<Step>) -> Counts {
+fn workers(
+    seen: &Seen<'_>,
+    master: Ipv4Addr,
+    pool: &mut PoolRecord,
+    steps: &mut Vec<Step>,
+    told: &mut Vec<(&'static str, String)>,
+) -> Counts {
     let spec = &seen.cluster.spec;
     let nobody = BTreeMap::new();
     let known = seen.view.map_or(&nobody, |view| &view.workers);
@@ -218,26 +340,15 @@ fn workers(seen: &Seen<'_>, master: Ipv4Addr, pool: &mut PoolRecord, steps: &mut
         })
         .collect();
     pool.draining.retain(|name, _| members.values().any(|member| member.name == *name && !member.deleting));
-    let staying: Vec<Worker> = members
-        .iter()
-        .filter(|(_, member)| !member.deleting && !member.lost && !pool.draining.contains_key(&member.name))
-        .map(|(number, member)| {
-            let seen_as = member.address.and_then(|address| known.get(&address));
-            let tasks = seen.view.and_then(|view| {
-                let at = member.address?;
-                Some(view.drivers.values().filter_map(|driver| driver.executors.get(&at)).sum())
-            });
-            Worker {
-                number: *number,
-                tasks: seen_as.and(tasks),
-                used: matches!(seen_as, Some(WorkerSeen::Alive { used: true })),
-            }
-        })
-        .collect();
+    let mut staying = staying(seen.members, seen.view, pool);
+    give_way(seen, &members, &mut staying, pool, told);
+    let squeezed = pool.squeezed.map(|squeezed| squeezed.left);
+    let held = seen.held.then(|| placed(&staying));
+    let most = squeezed.into_iter().chain(held).min().unwrap_or(spec.workers.max);
     for (_, member) in members.iter().filter(|(_, member)| member.lost) {
         steps.push(Step::Delete(member.name.clone()));
     }
-    let change = pool::size(spec, &staying, seen.needed, seen.lately, pool.changed_at, seen.now);
+    let change = pool::size(spec, most, &staying, seen.needed, seen.lately, pool.changed_at, seen.now);
     let free = (1..).filter(|number| !members.contains_key(number));
     for number in free.take(change.add as usize) {
         steps.push(Step::MakeWorker { number, master });
@@ -313,7 +424,7 @@ fn phase(seen: &Seen<'_>, master: Option<&Member>, alive: bool, counts: &Counts)
     let was_ready = seen.record.status.ready_at.is_some();
     let first = |member: &&Member| matches!(member.role, Role::Master | Role::Worker(_));
     let faulty =
-        seen.members.iter().filter(first).filter(|member| member.phase != Phase::Running).find_map(told);
+        seen.members.iter().filter(first).filter(|member| member.phase != Phase::Running).find_map(says);
     let lost = master.filter(|master| master.lost);
     let why = match (master, faulty) {
         _ if !seen.network && seen.cluster.spec.network.is_some() => {
@@ -322,7 +433,7 @@ fn phase(seen: &Seen<'_>, master: Option<&Member>, alive: bool, counts: &Counts)
         }
         _ if lost.is_some() => Some(("master_lost".to_owned(), "the host of its master is lost".to_owned())),
         (None, _) if before == ClusterPhase::Pending => None,
-        (_, Some(told)) => Some(("instance".to_owned(), told)),
+        (_, Some(says)) => Some(("instance".to_owned(), says)),
         (_, None) if !alive => Some(("master".to_owned(), "the master does not answer yet".to_owned())),
         (_, None) => {
             let min = seen.cluster.spec.workers.min;
@@ -370,6 +481,8 @@ mod tests {
             address: Some(address(last)),
             deleting: false,
             lost: false,
+            host: (phase != Phase::Pending).then(|| "h1".to_owned()),
+            squeezed_since: None,
         }
     }
 
@@ -390,6 +503,8 @@ mod tests {
         looked: bool,
         needed: Option<u32>,
         lately: Option<u32>,
+        wanted_places: BTreeMap<String, String>,
+        held: bool,
         second: i64,
     }
 
@@ -405,6 +520,8 @@ mod tests {
                 looked: true,
                 needed: None,
                 lately: None,
+                wanted_places: BTreeMap::new(),
+                held: false,
                 second: 0,
             }
         }
@@ -431,6 +548,8 @@ mod tests {
                 looked: self.looked,
                 needed: self.needed,
                 lately: self.lately,
+                wanted_places: &self.wanted_places,
+                held: self.held,
             };
             let decision = decide(&seen);
             self.record = decision.record;
@@ -531,6 +650,78 @@ mod tests {
         world.members.retain(|member| member.name != "lake-worker-3");
         world.decide();
         assert_eq!(world.record.status.workers.draining, 0);
+    }
+
+    #[test]
+    fn a_worker_whose_place_is_wanted_leaves_and_none_comes_for_it() {
+        let mut world = World::ready(1, 4, 3);
+        world.members.push(member(Role::Worker(4), Phase::Pending));
+        (world.needed, world.lately) = (Some(4), Some(4));
+        world.wanted_places = [("lake-worker-2".to_owned(), "default/web".to_owned())].into();
+        world.held = true;
+        let waiting = Step::Delete("lake-worker-4".into());
+        assert_eq!(
+            world.decide(),
+            [Step::Decommission(address(12)), waiting.clone()],
+            "nor is one to wait for it"
+        );
+        assert_eq!((world.record.status.workers.draining, world.record.status.workers.desired), (2, 2));
+        world.wanted_places.clear();
+        world.members.retain(|member| member.name != "lake-worker-4");
+        assert_eq!(world.decide(), [Step::Decommission(address(12))]);
+        // Until whoever waits has the place.
+        world.members.retain(|member| member.name != "lake-worker-2");
+        assert_eq!(world.decide(), []);
+        world.held = false;
+        let both = [2, 4].map(|number| Step::MakeWorker { number, master: address(2) });
+        assert_eq!(world.decide(), both);
+    }
+
+    #[test]
+    fn a_worker_that_is_squeezed_for_too_long_leaves() {
+        let mut world = World::ready(1, 4, 4);
+        (world.needed, world.lately) = (Some(4), Some(4));
+        let since = |second| Timestamp::from_second(second).ok();
+        for index in 1..=3 {
+            world.members[index].squeezed_since = since(100);
+        }
+        world.members[3].host = Some("h2".to_owned());
+        world.second = 159;
+        assert_eq!(world.decide(), []);
+        world.second = 160;
+        let leave = |last: [u8; 2]| last.map(|last| Step::Decommission(address(last)));
+        assert_eq!(world.decide(), leave([12, 13]), "one of each host, and the fourth is not squeezed");
+        assert_eq!(world.record.status.workers.desired, 2);
+        world.members.retain(|member| !["lake-worker-2", "lake-worker-3"].contains(&&*member.name));
+        world.second = 219;
+        assert_eq!(world.decide(), [], "the first is still squeezed, and might have it better soon");
+        world.second = 220;
+        assert_eq!(world.decide(), [Step::Decommission(address(11))]);
+        world.members.retain(|member| member.name != "lake-worker-1");
+        world.members[1].squeezed_since = since(100);
+        world.second = 400;
+        assert_eq!(world.decide(), [], "the last one is the minimum");
+        world.members[1].squeezed_since = None;
+        world.second = 519;
+        assert_eq!(world.decide(), [], "it does not grow again at once");
+        world.second = 520;
+        assert_eq!(world.decide().len(), 3);
+    }
+
+    #[test]
+    fn a_used_worker_that_is_not_to_be_asked_is_not() {
+        let mut world = World::ready(1, 4, 2);
+        (world.needed, world.lately) = (Some(2), Some(2));
+        world.view = Some(view(&[(11, IDLE), (12, WorkerSeen::Alive { used: true })]));
+        world.members[2].squeezed_since = Some(Timestamp::UNIX_EPOCH);
+        world.second = 60;
+        world.cluster.spec.remove_only_idle_workers = true;
+        assert_eq!(world.decide(), []);
+        world.cluster.spec.remove_only_idle_workers = false;
+        world.members[2].phase = Phase::Unknown;
+        assert_eq!(world.decide(), [], "its host does not answer: what it said is old");
+        world.members[2].phase = Phase::Running;
+        assert_eq!(world.decide(), [Step::Decommission(address(12))]);
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! watch (a task a cluster) --View--> decide, pool, job (pure) --Step--> act (transactions; words to the master)
 //! ```
 //!
-//! [`decide`] says what to make and what to let go, [`pool`] how many workers there should be, [`job`] where each job
-//! stands. [`spark`] is all that knows what runs inside. What a new leader needs is in the store; what it does not know
+//! [`decide`] says what to make and what to let go, [`pool`] how many workers there should be, [`room`] which of them give
+//! way to what is above them, [`job`] where each job stands. [`spark`] is all that knows what runs inside. What a new leader needs is in the store; what it does not know
 //! yet (how long a worker has been idle) it learns before it acts on it.
 
 mod act;
@@ -14,6 +14,7 @@ mod job;
 mod logs;
 mod page;
 mod pool;
+mod room;
 mod spark;
 mod view;
 mod watch;
@@ -33,6 +34,7 @@ use jiff::Timestamp;
 use logs::Logs;
 use page::Port;
 use pool::{Needs, Use};
+use room::Room;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -114,11 +116,32 @@ impl Clusters<'_> {
         let uids: HashSet<&Uid> = snapshot.jobs.iter().map(|(_, row)| &row.object.uid).collect();
         self.logs.retain(|job| uids.contains(job));
         let all: Vec<_> = snapshot.clusters.iter().map(|(at, row)| (at.clone(), row.clone())).collect();
+        let pools: Vec<room::Pool> = all.iter().map(|(at, row)| self.pool(&snapshot, at, row)).collect();
+        let room = room::make(&snapshot, &pools, &self.leader.context.policy);
         for (at, row) in all {
-            if let Err(error) = self.one(&snapshot, &at, &row).await {
+            if let Err(error) = self.one(&snapshot, &at, &row, &room).await {
                 tracing::warn!(cluster = %row.place(), %error, "a step was not confirmed; it is decided again");
                 return;
             }
+        }
+    }
+
+    /// Its workers, as far as others may have their places.
+    fn pool(&self, snapshot: &Snapshot, at: &At, row: &Row<ClusterSpec>) -> room::Pool {
+        let cluster = &row.object;
+        let members = members(snapshot, cluster);
+        let stored = snapshot.cluster_status.get(at);
+        let record = stored.map(|stored| stored.status.pool.clone()).unwrap_or_default();
+        let staying = decide::staying(&members, self.watchers.view(at).as_ref(), &record);
+        let spare = if cluster.deleted_at.is_none() { decide::spare(&cluster.spec, &staying) } else { 0 };
+        let name = |number: u32| (at.0.clone(), format!("{}-worker-{number}", at.1));
+        let workers = staying.into_iter().filter(|worker| decide::may_leave(&cluster.spec, worker));
+        room::Pool {
+            cluster: at.clone(),
+            priority: cluster.spec.priority,
+            workers: workers.map(|worker| (name(worker.number), worker)).collect(),
+            leaving: record.draining.keys().map(|name| (at.0.clone(), name.clone())).collect(),
+            spare,
         }
     }
 
@@ -127,6 +150,7 @@ impl Clusters<'_> {
         snapshot: &Snapshot,
         at: &At,
         row: &Arc<Row<ClusterSpec>>,
+        room: &Room,
     ) -> Result<(), crate::store::Error> {
         let cluster = &row.object;
         let members = members(snapshot, cluster);
@@ -137,6 +161,8 @@ impl Clusters<'_> {
         let (needed, lately) = self.needed(at, cluster, &members, &jobs, view.as_ref(), now);
         let stored = snapshot.cluster_status.get(at);
         let nothing = ClusterRecord::default();
+        let wanted_places = room.leave.iter().filter(|(worker, _)| worker.0 == at.0);
+        let wanted_places = wanted_places.map(|(worker, whom)| (worker.1.clone(), whom.clone())).collect();
         let seen = decide::Seen {
             now,
             cluster,
@@ -151,6 +177,8 @@ impl Clusters<'_> {
             looked: self.watchers.looked(at),
             needed,
             lately,
+            wanted_places: &wanted_places,
+            held: room.held.contains(at),
         };
         let mut decision = decide::decide(&seen);
         let status = &mut decision.record.status;
@@ -160,6 +188,9 @@ impl Clusters<'_> {
         // What is written down first is not forgotten by the next leader: a worker that was asked to leave above all.
         if !self.leader.record(row, stored.map(|stored| &**stored), &decision.record).await? {
             return Ok(());
+        }
+        for (reason, message) in decision.told {
+            self.leader.context.events.note(&row.place(), Some(&cluster.uid), false, reason, message);
         }
         let asks = |step: &Step| matches!(step, Step::Decommission(_));
         let asked = self.asked.get(at).copied();
@@ -271,7 +302,17 @@ fn member(snapshot: &Snapshot, cluster: &Cluster, row: &Row<InstanceSpec>) -> Op
     let deleting = row.object.deleted_at.is_some();
     let message = status.and_then(|status| status.message.clone().or_else(|| status.reason.clone()));
     let lost = on_lost_host(snapshot, &at);
-    Some(Member { name: row.object.name.clone(), role, phase, message, address, deleting, lost })
+    Some(Member {
+        name: row.object.name.clone(),
+        role,
+        phase,
+        message,
+        address,
+        deleting,
+        lost,
+        host: placed.map(|placed| placed.assignment.host.clone()),
+        squeezed_since: status.and_then(|status| status.squeezed_since),
+    })
 }
 
 /// Whether the cluster made it.

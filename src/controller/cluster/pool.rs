@@ -65,10 +65,19 @@ impl Needs {
 pub struct Worker {
     /// Its number: the highest leaves first among equals.
     pub number: u32,
+    /// Whether it has a host: one that waits for room is missed by nobody.
+    pub placed: bool,
     /// Tasks that run on it. None: it is not up yet.
     pub tasks: Option<u32>,
     /// Whether an app has it.
     pub used: bool,
+}
+
+impl Worker {
+    /// Who leaves first: the idlest, and of equals the newest.
+    pub fn order(&self) -> impl Ord + use<> {
+        (self.placed, self.used, self.tasks, u32::MAX - self.number)
+    }
 }
 
 /// What is to be done about the size.
@@ -82,16 +91,19 @@ pub struct Change {
     pub leave: Vec<u32>,
 }
 
-/// `needed`: None is unknown, and then what is there stays, at least the minimum. `lately`: see [`Needs::most`].
+/// `most`: as many as there may be now, within the maximum. `needed`: None is unknown, and then what is there stays, at least the
+/// minimum. `lately`: see [`Needs::most`].
 pub fn size(
     spec: &ClusterSpec,
+    most: u32,
     workers: &[Worker],
     needed: Option<u32>,
     lately: Option<u32>,
     changed_at: Option<Timestamp>,
     now: Timestamp,
 ) -> Change {
-    let bounds = |count: u32| count.clamp(spec.workers.min, spec.workers.max);
+    let most = most.clamp(spec.workers.min, spec.workers.max);
+    let bounds = |count: u32| count.clamp(spec.workers.min, most);
     let there = u32::try_from(workers.len()).unwrap_or(u32::MAX);
     let cooled = changed_at.is_none_or(|at| now.duration_since(at) >= spec.cooldown.signed());
     let wanted = bounds(needed.unwrap_or(there));
@@ -105,7 +117,7 @@ pub fn size(
     let keep = match (needed, lately) {
         (Some(needed), Some(lately)) => bounds(lately.max(needed)),
         // A maximum that was lowered counts at once.
-        (Some(_) | None, _) => there.min(spec.workers.max),
+        (Some(_) | None, _) => there.min(most),
     };
     let surplus = there.saturating_sub(keep);
     if surplus == 0 || !cooled {
@@ -115,7 +127,7 @@ pub fn size(
     if spec.remove_only_idle_workers {
         leaving.retain(|worker| !worker.used);
     }
-    leaving.sort_by_key(|worker| (worker.used, worker.tasks, u32::MAX - worker.number));
+    leaving.sort_by_key(|worker| worker.order());
     leaving.truncate(part(surplus, spec.scale_down_factor) as usize);
     Change { desired: keep, add: 0, leave: leaving.iter().map(|worker| worker.number).collect() }
 }
@@ -137,7 +149,7 @@ mod tests {
     }
 
     fn idle(count: u32) -> Vec<Worker> {
-        (0..count).map(|number| Worker { number, tasks: Some(0), used: false }).collect()
+        (0..count).map(|number| Worker { number, placed: true, tasks: Some(0), used: false }).collect()
     }
 
     fn at(second: i64) -> Timestamp {
@@ -150,15 +162,19 @@ mod tests {
         for (there, needed, desired, add) in
             [(1, 6, 6, 5), (1, 200, 8, 7), (0, 0, 1, 1), (3, 3, 3, 0), (8, 200, 8, 0)]
         {
-            let change = size(&spec, &idle(there), Some(needed), None, None, at(0));
+            let change = size(&spec, 1000, &idle(there), Some(needed), None, None, at(0));
             assert_eq!(
                 (change.desired, change.add, change.leave.len()),
                 (desired, add, 0),
                 "{there} {needed}"
             );
         }
-        assert_eq!(size(&spec, &idle(0), None, None, None, at(0)).add, 1, "the minimum is no question");
-        assert_eq!(size(&spec, &idle(4), None, None, None, at(0)).add, 0, "unknown: all stays as it is");
+        assert_eq!(size(&spec, 1000, &idle(0), None, None, None, at(0)).add, 1, "the minimum is no question");
+        assert_eq!(
+            size(&spec, 1000, &idle(4), None, None, None, at(0)).add,
+            0,
+            "unknown: all stays as it is"
+        );
     }
 
     #[test]
@@ -175,25 +191,25 @@ mod tests {
     #[test]
     fn factors_and_cooldown() {
         let spec = spec(json!({"scale_up_factor": 0.5, "scale_down_factor": 0.3, "cooldown": "10s"}));
-        assert_eq!(size(&spec, &idle(1), Some(8), None, None, at(0)).add, 4);
-        assert_eq!(size(&spec, &idle(1), Some(8), None, Some(at(5)), at(14)).add, 0);
-        assert_eq!(size(&spec, &idle(1), Some(8), None, Some(at(5)), at(15)).add, 4);
+        assert_eq!(size(&spec, 1000, &idle(1), Some(8), None, None, at(0)).add, 4);
+        assert_eq!(size(&spec, 1000, &idle(1), Some(8), None, Some(at(5)), at(14)).add, 0);
+        assert_eq!(size(&spec, 1000, &idle(1), Some(8), None, Some(at(5)), at(15)).add, 4);
         assert_eq!(
-            size(&spec, &idle(0), Some(8), None, Some(at(5)), at(6)).add,
+            size(&spec, 1000, &idle(0), Some(8), None, Some(at(5)), at(6)).add,
             1,
             "the minimum does not wait"
         );
-        let down = size(&spec, &idle(8), Some(0), Some(0), None, at(0));
+        let down = size(&spec, 1000, &idle(8), Some(0), Some(0), None, at(0));
         assert_eq!((down.desired, down.leave.len()), (1, 3));
-        let held = size(&spec, &idle(8), Some(0), Some(0), Some(at(5)), at(14));
+        let held = size(&spec, 1000, &idle(8), Some(0), Some(0), Some(at(5)), at(14));
         assert_eq!(held.leave.len(), 0);
         let never = ClusterSpec { scale_down_factor: 0.0, ..spec };
-        assert_eq!(size(&never, &idle(8), Some(0), Some(0), None, at(0)).leave.len(), 0);
+        assert_eq!(size(&never, 1000, &idle(8), Some(0), Some(0), None, at(0)).leave.len(), 0);
     }
 
     #[test]
     fn the_idlest_and_newest_leave_first() {
-        let worker = |number, tasks, used| Worker { number, tasks, used };
+        let worker = |number, tasks, used| Worker { number, placed: true, tasks, used };
         let workers = [
             worker(0, Some(0), false),
             worker(1, Some(1), true),
@@ -203,7 +219,7 @@ mod tests {
         ];
         let leave = |keep: u32, only_idle: bool| {
             let spec = ClusterSpec { remove_only_idle_workers: only_idle, ..spec(json!({})) };
-            size(&spec, &workers, Some(keep), Some(keep), None, at(0)).leave
+            size(&spec, 1000, &workers, Some(keep), Some(keep), None, at(0)).leave
         };
         assert_eq!(leave(4, false), [4], "one that is not up yet is missed by nobody");
         assert_eq!(leave(1, false), [4, 3, 0, 2]);
@@ -211,8 +227,22 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_that_is_held_does_not_grow_and_lets_go_of_what_has_no_place() {
+        let spec = spec(json!({}));
+        assert_eq!(
+            size(&spec, 3, &idle(3), Some(8), Some(8), None, at(0)),
+            Change { desired: 3, ..Change::default() }
+        );
+        let mut workers = idle(5);
+        (workers[1].placed, workers[1].tasks, workers[4].tasks) = (false, None, None);
+        let change = size(&spec, 4, &workers, Some(8), None, None, at(0));
+        assert_eq!((change.desired, change.leave), (4, vec![1]), "not the one that starts on its host");
+        assert_eq!(size(&spec, 0, &idle(0), Some(8), None, None, at(0)).add, 1, "the minimum is no question");
+    }
+
+    #[test]
     fn a_lowered_maximum_counts_at_once() {
-        let change = size(&spec(json!({})), &idle(10), Some(10), None, None, at(0));
+        let change = size(&spec(json!({})), 1000, &idle(10), Some(10), None, None, at(0));
         assert_eq!((change.desired, change.leave.len()), (8, 2));
     }
 

@@ -85,6 +85,7 @@ pub fn worker(cluster: &Cluster, network: &str, master: Ipv4Addr) -> InstanceSpe
     let mut spec = base(cluster, network, "worker");
     spec.cpus = Some(cluster.spec.workers.cpus);
     spec.memory = Some(cluster.spec.workers.memory);
+    spec.priority = cluster.spec.priority;
     spec.mounts.extend(cluster.spec.mounts.clone());
     let mut conf = cluster.spec.spark_conf.clone();
     conf.extend(pairs(&[
@@ -219,7 +220,8 @@ fn base(cluster: &Cluster, network: &str, role: &str) -> InstanceSpec {
     spec.nics = BTreeMap::from([("eth0".to_owned(), Nic { network: network.to_owned(), ..Nic::default() })]);
     spec.pids = Some(PIDS);
     spec.placement = cluster.spec.placement.clone();
-    spec.priority = cluster.spec.priority;
+    // Without its master and drivers a cluster does nothing at all, and they are few.
+    spec.priority = cluster.spec.priority.max(0);
     spec.stop_grace = Span(10_000);
     spec
 }
