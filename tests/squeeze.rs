@@ -156,7 +156,8 @@ fn until(cloud: &Cloud, what: &str, reached: impl Fn(&Value) -> bool) {
 }
 
 fn submit(cloud: &Cloud, words: &[&str]) -> String {
-    let flags = ["cluster", "submit", "lake", "/run/tasks.py", "-o", "name", "--conf", "spark.cores.max=3", "--"];
+    let flags =
+        ["cluster", "submit", "lake", "/run/tasks.py", "-o", "name", "--conf", "spark.cores.max=3", "--"];
     let submitted = cloud.enoki(&[&flags, words].concat()).ok();
     submitted.text().trim_start_matches("job/").to_owned()
 }
@@ -181,17 +182,30 @@ fn room(cloud: &Cloud) {
         "squeeze_timeout": "5s",
     });
     let cluster = json!({"name": "lake", "spec": spec});
+    let begun = Instant::now();
     let made = cloud.api("POST", "/v1/projects/default/clusters", Some(&cluster)).expect(201);
     assert_eq!(made.json["spec"]["priority"], -100, "{}", made.body);
     until(cloud, "ready", |status| status["phase"] == "ready");
+    eprintln!("ready after {:.1?}", begun.elapsed());
     let priority = |name: &str| instance(cloud, name)["spec"]["priority"].clone();
     assert_eq!((priority("lake-master"), priority("lake-worker-1")), (json!(0), json!(-100)));
-    let job = submit(cloud, &["60", "sleep"]);
+    let job = submit(cloud, &["40", "sleep"]);
     until(cloud, "has all that the job gets", |status| status["workers"]["ready"] == 3);
     let begun = Instant::now();
     cloud
         .enoki_with(
-            &["run", "web", "--image", "enoki/tiny:1", "--memory", "1Gi", "--wait", "--", "sleep", "infinity"],
+            &[
+                "run",
+                "web",
+                "--image",
+                "enoki/tiny:1",
+                "--memory",
+                "1Gi",
+                "--wait",
+                "--",
+                "sleep",
+                "infinity",
+            ],
             "",
             WAIT,
         )
@@ -206,12 +220,13 @@ fn room(cloud: &Cloud) {
     });
     assert_eq!(ended["status"]["phase"], "succeeded", "{ended}");
     let logs = cloud.enoki(&["cluster", "job", "logs", "lake", &job]).ok();
-    assert!(logs.stdout.contains("sum 1770\n"), "{logs}");
+    assert!(logs.stdout.contains("sum 780\n"), "{logs}");
 }
 
 fn gives_way(cloud: &Cloud) {
     let job = submit(cloud, &["1000", "burn"]);
-    let runs = || cloud.enoki(&["get", "job", &job, "-o", "json"]).ok().json()["status"]["phase"] == "running";
+    let runs =
+        || cloud.enoki(&["get", "job", &job, "-o", "json"]).ok().json()["status"]["phase"] == "running";
     until(cloud, "works", |status| runs() && status["workers"]["ready"] == 2);
     assert!(!told(cloud, "squeezed"));
     for number in 0..std::thread::available_parallelism().map_or(1, usize::from) {
@@ -220,7 +235,11 @@ fn gives_way(cloud: &Cloud) {
     let begun = Instant::now();
     eventually("one is squeezed and leaves, and the minimum stays", WAIT, || {
         let (placed, all) = workers(cloud);
-        if placed == 1 && all == 1 { Ok(()) } else { Err(format!("{placed} of {all} workers; {}", status(cloud))) }
+        if placed == 1 && all == 1 {
+            Ok(())
+        } else {
+            Err(format!("{placed} of {all} workers; {}", status(cloud)))
+        }
     });
     eprintln!("has left after {:.1?}", begun.elapsed());
     assert!(told(cloud, "squeezed"));

@@ -52,7 +52,8 @@ pub fn make(snapshot: &Snapshot, pools: &[Pool], policy: &Policy) -> Room {
     for at in deleted.map(|(at, _)| at).chain(pools.iter().flat_map(|pool| &pool.leaving)) {
         later.unassign(at);
     }
-    let mut spare: BTreeMap<&At, usize> = pools.iter().map(|pool| (&pool.cluster, pool.spare)).collect();
+    let mut spare: BTreeMap<At, usize> =
+        pools.iter().map(|pool| (pool.cluster.clone(), pool.spare)).collect();
     // Those that fit get their places without anybody's leave.
     let waiting: Vec<_> = waiting
         .into_iter()
@@ -69,11 +70,11 @@ pub fn make(snapshot: &Snapshot, pools: &[Pool], policy: &Policy) -> Room {
         let host = scheduler::place(&later, request, policy).ok().or_else(|| {
             let (host, leave) = cheapest(&later, pools, &spare, request, policy)?;
             for (cluster, worker) in leave {
-                later.unassign(worker);
-                if let Some(spare) = spare.get_mut(cluster) {
+                later.unassign(&worker);
+                if let Some(spare) = spare.get_mut(&cluster) {
                     *spare -= 1;
                 }
-                room.leave.insert(worker.clone(), format!("{}/{}", at.0, at.1));
+                room.leave.insert(worker, format!("{}/{}", at.0, at.1));
             }
             Some(host)
         });
@@ -102,67 +103,86 @@ fn waiting(snapshot: &Snapshot, above: i32) -> Vec<(&At, &Arc<Row<InstanceSpec>>
     all
 }
 
-type Leave<'a> = Vec<(&'a At, &'a At)>;
+/// A worker that may leave, and what it would free.
+#[derive(Clone, Copy)]
+struct Candidate<'a> {
+    pool: &'a Pool,
+    at: &'a At,
+    worker: &'a Worker,
+    placed: &'a Arc<Placed>,
+}
+
+impl Candidate<'_> {
+    fn order(&self) -> impl Ord + use<> {
+        (self.pool.priority, self.worker.order())
+    }
+}
 
 /// The host where the fewest leave, and who: cluster and worker. None: it would not help.
-fn cheapest<'a>(
+fn cheapest(
     world: &Snapshot,
-    pools: &'a [Pool],
-    spare: &BTreeMap<&At, usize>,
+    pools: &[Pool],
+    spare: &BTreeMap<At, usize>,
     request: Request<'_>,
     policy: &Policy,
-) -> Option<(String, Leave<'a>)> {
-    let mut by_host: BTreeMap<&str, Vec<(&Pool, &At, &Worker, &Arc<Placed>)>> = BTreeMap::new();
+) -> Option<(String, Vec<(At, At)>)> {
+    let mut by_host: BTreeMap<&str, Vec<Candidate<'_>>> = BTreeMap::new();
     for pool in pools.iter().filter(|pool| pool.priority < request.spec.priority) {
         for (at, worker) in &pool.workers {
             if let Some(placed) = world.assignments.get(at) {
-                by_host.entry(&placed.assignment.host).or_default().push((pool, at, worker, placed));
+                let candidate = Candidate { pool, at, worker, placed };
+                by_host.entry(&placed.assignment.host).or_default().push(candidate);
             }
         }
     }
-    let mut best = None;
-    for (host, mut candidates) in by_host {
-        let fits = |world: &Snapshot| {
-            scheduler::verdict(world, host, request, policy).is_some_and(|verdict| verdict.fits)
-        };
-        let verdict = scheduler::verdict(world, host, request, policy);
-        if !verdict.is_some_and(|it| it.reasons.iter().all(|reason| reason.code == "no_capacity")) {
-            continue;
+    let verdict = |world: &Snapshot, host: &str| scheduler::verdict(world, host, request, policy);
+    let full = |host: &str| {
+        verdict(world, host).is_some_and(|it| it.reasons.iter().all(|reason| reason.code == "no_capacity"))
+    };
+    let fits = |world: &Snapshot, host: &str| verdict(world, host).is_some_and(|verdict| verdict.fits);
+    let hosts = by_host.into_iter().filter(|(host, _)| full(host));
+    let (host, leave) = hosts
+        .filter_map(|(host, candidates)| {
+            Some((host, enough(world, candidates, spare, |world| fits(world, host))?))
+        })
+        .min_by_key(|(_, leave)| (leave.len(), leave.iter().map(Candidate::order).collect::<Vec<_>>()))?;
+    let leave = leave.iter().map(|candidate| (candidate.pool.cluster.clone(), candidate.at.clone()));
+    Some((host.to_owned(), leave.collect()))
+}
+
+/// As few of these workers of one host as have to leave until it `fits`. None: all that may are not enough.
+fn enough<'a>(
+    world: &Snapshot,
+    mut candidates: Vec<Candidate<'a>>,
+    spare: &BTreeMap<At, usize>,
+    fits: impl Fn(&Snapshot) -> bool,
+) -> Option<Vec<Candidate<'a>>> {
+    candidates.sort_by_key(Candidate::order);
+    let (mut world, mut spare) = (world.clone(), spare.clone());
+    let mut leave = Vec::new();
+    for candidate in candidates {
+        if fits(&world) {
+            break;
         }
-        candidates.sort_by_key(|(pool, _, worker, _)| (pool.priority, worker.order()));
-        let mut trial = world.clone();
-        let mut left = spare.clone();
-        let mut leave = Vec::new();
-        for candidate in candidates {
-            if fits(&trial) {
-                break;
-            }
-            let Some(left) = left.get_mut(&candidate.0.cluster).filter(|left| **left > 0) else { continue };
-            *left -= 1;
-            trial.unassign(candidate.1);
-            leave.push(candidate);
-        }
-        if !fits(&trial) {
-            continue;
-        }
-        // Beside one that came later, an earlier one may be needless. Who should rather stay is asked first.
-        for index in (0..leave.len()).rev() {
-            let (_, at, _, placed) = leave[index];
-            trial.assign(at.clone(), Placed::clone(placed));
-            if fits(&trial) {
-                leave.remove(index);
-            } else {
-                trial.unassign(at);
-            }
-        }
-        let cost: Vec<_> = leave.iter().map(|(pool, _, worker, _)| (pool.priority, worker.order())).collect();
-        let cost = (leave.len(), cost);
-        if best.as_ref().is_none_or(|(least, _, _)| cost < *least) {
-            let leave: Leave<'_> = leave.iter().map(|(pool, at, _, _)| (&pool.cluster, *at)).collect();
-            best = Some((cost, host.to_owned(), leave));
+        let Some(left) = spare.get_mut(&candidate.pool.cluster).filter(|left| **left > 0) else { continue };
+        *left -= 1;
+        world.unassign(candidate.at);
+        leave.push(candidate);
+    }
+    if !fits(&world) {
+        return None;
+    }
+    // Beside one that came later, an earlier one may be needless. Who should rather stay is asked first.
+    for index in (0..leave.len()).rev() {
+        let Candidate { at, placed, .. } = leave[index];
+        world.assign(at.clone(), Placed::clone(placed));
+        if fits(&world) {
+            leave.remove(index);
+        } else {
+            world.unassign(at);
         }
     }
-    best.map(|(_, host, leave)| (host, leave))
+    Some(leave)
 }
 
 #[cfg(test)]
