@@ -1,5 +1,6 @@
 //! PURE: what a cluster should have and what it has -> the next steps, and how it stands.
 
+use super::engine::Engine;
 use super::pool::{self, Worker};
 use super::view::{View, WorkerSeen};
 use crate::state::{ClusterRecord, PoolRecord};
@@ -41,6 +42,7 @@ impl Member {
 /// Everything that the decision follows from.
 pub struct Seen<'a> {
     pub now: Timestamp,
+    pub engine: &'a dyn Engine,
     pub cluster: &'a Cluster,
     pub record: &'a ClusterRecord,
     pub members: &'a [Member],
@@ -128,7 +130,7 @@ fn keep_up(seen: &Seen<'_>) -> Decision {
     if master.is_none() && seen.network && seen.volume {
         steps.push(Step::MakeMaster);
     }
-    record.status.master = address.map(super::spark::master_url);
+    record.status.master = address.map(|master| seen.engine.master_url(master));
     let counts = match address {
         Some(address) => workers(seen, address, &mut record.pool, &mut steps),
         None => Counts { desired: seen.cluster.spec.workers.min, ..Counts::default() },
@@ -180,7 +182,7 @@ fn connect(seen: &Seen<'_>, master: Option<Ipv4Addr>, status: &mut ClusterStatus
         (Some(_) | None, _) => {}
     }
     let there = member.filter(|member| wanted && !member.lost && member.runs());
-    let url = there.and_then(|member| member.address).map(super::spark::connect_url);
+    let url = there.and_then(|member| member.address).map(|server| seen.engine.connect_url(server));
     // One look that failed does not take it away.
     let answers = seen.view.is_some_and(|view| view.drivers.contains_key(super::CONNECT));
     status.connect = url.filter(|url| answers || status.connect.as_ref() == Some(url));
@@ -282,7 +284,7 @@ enum Leaving {
     Wait,
 }
 
-/// Where a worker that leaves stands. Its process never ends by itself, and its master counts its cores as used to the end:
+/// Where a worker that leaves stands. Its process never ends by itself, and Spark's master counts its cores as used to the end:
 /// only the drivers tell whether an executor of theirs is still there.
 fn leaving(seen: &Seen<'_>, member: &Member) -> Leaving {
     let (Some(address), Phase::Running) = (member.address, member.phase) else { return Leaving::Gone };
@@ -340,6 +342,7 @@ fn phase(seen: &Seen<'_>, master: Option<&Member>, alive: bool, counts: &Counts)
 
 #[cfg(test)]
 mod tests {
+    use super::super::engine;
     use super::super::view::{Demand, DriverSeen};
     use super::*;
     use enoki_api::object::Object;
@@ -422,6 +425,7 @@ mod tests {
         fn decide(&mut self) -> Vec<Step> {
             let seen = Seen {
                 now: Timestamp::from_second(self.second).unwrap(),
+                engine: engine::of(self.cluster.spec.engine).unwrap(),
                 cluster: &self.cluster,
                 record: &self.record,
                 members: &self.members,

@@ -30,6 +30,14 @@ pub struct DriverSeen {
     pub executors: BTreeMap<Ipv4Addr, u32>,
 }
 
+/// A master, as it shows itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MasterSeen {
+    /// Whether it is in charge: one that recovers is not yet.
+    pub alive: bool,
+    pub workers: BTreeMap<Ipv4Addr, WorkerSeen>,
+}
+
 /// What a cluster's master and drivers said when they were last asked.
 #[derive(Clone, Debug)]
 pub struct View {
