@@ -121,7 +121,8 @@ impl Leader {
                     )
                 }
                 Step::MakeConnect { master } => {
-                    let server = engine.connect(cluster, network_name(cluster), *master);
+                    let Some(connect) = engine.connect() else { continue };
+                    let server = connect.server(cluster, network_name(cluster), *master);
                     self.make(snapshot, cluster, &driver_name(&cluster.name, CONNECT), CONNECT, server, None)
                 }
                 Step::Decommission(worker) => {

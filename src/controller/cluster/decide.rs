@@ -122,12 +122,13 @@ fn keep_up(seen: &Seen<'_>) -> Decision {
     if !seen.network && named.is_none() {
         steps.push(Step::MakeNetwork);
     }
-    if !seen.volume {
+    let volume = seen.volume || !seen.engine.keeps_state();
+    if !volume {
         steps.push(Step::MakeVolume);
     }
     let master = seen.members.iter().find(|member| member.role == Role::Master);
     let address = master.filter(|master| !master.deleting).and_then(|master| master.address);
-    if master.is_none() && seen.network && seen.volume {
+    if master.is_none() && seen.network && volume {
         steps.push(Step::MakeMaster);
     }
     record.status.master = address.map(|master| seen.engine.master_url(master));
@@ -182,7 +183,7 @@ fn connect(seen: &Seen<'_>, master: Option<Ipv4Addr>, status: &mut ClusterStatus
         (Some(_) | None, _) => {}
     }
     let there = member.filter(|member| wanted && !member.lost && member.runs());
-    let url = there.and_then(|member| member.address).map(|server| seen.engine.connect_url(server));
+    let url = there.and_then(|member| Some(seen.engine.connect()?.url(member.address?)));
     // One look that failed does not take it away.
     let answers = seen.view.is_some_and(|view| view.drivers.contains_key(super::CONNECT));
     status.connect = url.filter(|url| answers || status.connect.as_ref() == Some(url));
@@ -227,7 +228,7 @@ fn workers(seen: &Seen<'_>, master: Ipv4Addr, pool: &mut PoolRecord, steps: &mut
             let seen_as = member.address.and_then(|address| known.get(&address));
             let tasks = seen.view.and_then(|view| {
                 let at = member.address?;
-                Some(view.drivers.values().filter_map(|driver| driver.executors.get(&at)).sum())
+                Some(view.users().filter_map(|user| user.executors.get(&at)).sum())
             });
             Worker {
                 number: *number,
@@ -284,8 +285,8 @@ enum Leaving {
     Wait,
 }
 
-/// Where a worker that leaves stands. Its process never ends by itself, and Spark's master counts its cores as used to the end:
-/// only the drivers tell whether an executor of theirs is still there.
+/// Where a worker that leaves stands. Its process never ends by itself: only those who use workers tell whether something of theirs is
+/// still there. (Spark's master counts its cores as used to the end, so there it is the drivers.)
 fn leaving(seen: &Seen<'_>, member: &Member) -> Leaving {
     let (Some(address), Phase::Running) = (member.address, member.phase) else { return Leaving::Gone };
     let Some(view) = seen.view.filter(|view| view.alive) else { return Leaving::Wait };
@@ -294,11 +295,11 @@ fn leaving(seen: &Seen<'_>, member: &Member) -> Leaving {
         None => Leaving::Gone,
         Some(WorkerSeen::Alive { .. }) => Leaving::Ask(address),
         Some(WorkerSeen::Leaving) => {
-            let held = view.drivers.values().any(|driver| driver.executors.contains_key(&address));
+            let held = view.users().any(|user| user.executors.contains_key(&address));
             // A driver that does not answer may have one there.
             let drives = |member: &&Member| matches!(member.role, Role::Driver | Role::Connect);
             let drivers = seen.members.iter().filter(drives).filter(|member| member.runs());
-            let silent = drivers.count() > view.drivers.len();
+            let silent = seen.engine.drivers().is_some() && drivers.count() > view.drivers.len();
             if held || silent { Leaving::Wait } else { Leaving::Gone }
         }
     }
@@ -378,7 +379,7 @@ mod tests {
 
     fn view(workers: &[(u8, WorkerSeen)]) -> View {
         let workers = workers.iter().map(|(last, seen)| (address(*last), *seen)).collect();
-        View { at: Instant::now(), alive: true, workers, drivers: BTreeMap::new() }
+        View { at: Instant::now(), alive: true, workers, jobs: None, drivers: BTreeMap::new() }
     }
 
     const IDLE: WorkerSeen = WorkerSeen::Alive { used: false };

@@ -5,10 +5,11 @@
 //! ```
 //!
 //! [`decide`] says what to make and what to let go, [`pool`] how many workers there should be, [`job`] where each job
-//! stands. What runs inside is behind [`engine`]; [`spark`] is all that knows Spark. What a new leader needs is in the store; what it
+//! stands. What runs inside is behind [`engine`]: all that knows Spark is in [`spark`], all that knows Dask in [`dask`]. What a new leader needs is in the store; what it
 //! does not know yet (how long a worker has been idle) it learns before it acts on it.
 
 mod act;
+mod dask;
 mod decide;
 mod engine;
 mod job;
@@ -38,7 +39,7 @@ use pool::Needs;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use view::View;
+use view::{DriverSeen, View};
 use watch::{Places, Watchers};
 
 /// Everything is looked at again this often, whatever happened or did not.
@@ -197,16 +198,16 @@ impl Clusters<'_> {
         let needs = self.needs.entry(at.clone()).or_default();
         let known = || {
             let view = view.filter(|view| view.alive)?;
-            let mut sum = 0_u32;
+            let wanted = |own, seen: &DriverSeen| engine.workers_wanted(&cluster.spec, own, &seen.demand);
+            let nothing = BTreeMap::new();
+            let mut sum = view.jobs.as_ref().map_or(0, |all| wanted(&nothing, all));
             let named = jobs.iter().map(|job| (job.object.name.as_str(), &job.object.spec.conf));
-            for (name, own) in named.chain([(CONNECT, &BTreeMap::new())]) {
+            for (name, own) in named.chain([(CONNECT, &nothing)]) {
                 let driver = act::driver_name(&cluster.name, name);
                 let runs = members.iter().any(|member| member.name == driver && member.runs());
                 match view.drivers.get(name) {
-                    Some(seen) => {
-                        sum = sum.saturating_add(engine.workers_wanted(&cluster.spec, own, &seen.demand))
-                    }
-                    None if runs => return None,
+                    Some(seen) => sum = sum.saturating_add(wanted(own, seen)),
+                    None if runs && engine.drivers().is_some() => return None,
                     None => {}
                 }
             }
@@ -307,7 +308,7 @@ fn places(engine: &dyn Engine, snapshot: &Snapshot, cluster: &Cluster, members: 
         .filter_map(|name| {
             let driver = act::driver_name(&cluster.name, name);
             members.iter().find(|member| member.name == driver && member.runs())?;
-            Some((name.to_owned(), port(&driver, engine.driver_page())?))
+            Some((name.to_owned(), port(&driver, engine.drivers()?.page())?))
         })
         .collect();
     let (page, _) = engine.master_page();

@@ -112,8 +112,9 @@ async fn run(
             }
             drivers.retain(|job, driver| wanted.drivers.get(job) == Some(&driver.port));
             for (job, port) in wanted.drivers {
+                let Some(engine) = engine.drivers() else { break };
                 drivers.entry(job).or_insert_with(|| {
-                    let watch = engine.watch_driver(Pages::new(ways.clone(), port.clone()));
+                    let watch = engine.watch(Pages::new(ways.clone(), port.clone()));
                     Driver { port, watch }
                 });
             }
@@ -160,6 +161,7 @@ async fn look(
         Some(said) => *known = Some(Known { at, said }),
         None => *known = known.take().filter(|known| known.at.elapsed() < PATIENCE),
     }
-    let MasterSeen { alive, workers } = known.as_ref().map(|known| known.said.clone()).unwrap_or_default();
-    View { at, alive, workers, drivers: drivers.into_iter().flatten().collect() }
+    let MasterSeen { alive, workers, jobs } =
+        known.as_ref().map(|known| known.said.clone()).unwrap_or_default();
+    View { at, alive, workers, jobs, drivers: drivers.into_iter().flatten().collect() }
 }

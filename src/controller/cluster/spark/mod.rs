@@ -6,28 +6,24 @@
 mod driver;
 mod pages;
 
-use super::engine::{self, Engine};
+use super::engine::{self, Connect, Drivers, Engine, inside, plain};
 use super::master_volume;
 use super::page::Pages;
 use super::view::{Demand, MasterSeen};
 use driver::Driver;
-use enoki_api::cluster::{CONNECT_PORT, Cluster, ClusterSpec, MASTER_PAGE};
-use enoki_api::file::INSIDE;
-use enoki_api::instance::{EnvValue, InstanceSpec, Mount, Nic, RestartPolicy};
+use enoki_api::cluster::{CONNECT_PORT, Cluster, ClusterSpec};
+use enoki_api::instance::{EnvValue, InstanceSpec, Mount};
 use enoki_api::job::{self, Job};
-use enoki_api::quantity::Span;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 /// Where a master takes workers and drivers.
 const MASTER_PORT: u16 = 7077;
+const MASTER_PAGE: u16 = 8080;
 /// Where a driver shows itself.
 const DRIVER_PAGE: u16 = 4040;
 /// Where the master's state, and everybody's scratch files, are.
 const STATE: &str = "/var/lib/spark";
-const OWN: &str = "/opt/enoki/spark";
-/// Processes and threads of one instance: a bound, far above the few hundred that Java takes. Hosts grant none twice.
-const PIDS: u64 = 2048;
 const MIB: u64 = 1 << 20;
 /// Heaps of the processes that only keep books, in MiB.
 const MASTER_HEAP: u64 = 256;
@@ -47,9 +43,7 @@ pub struct Spark;
 impl Engine for Spark {
     /// The master: its state is on a volume, so that one that is started again knows its workers and apps.
     fn master(&self, cluster: &Cluster, network: &str) -> InstanceSpec {
-        let mut spec = base(cluster, network, "master");
-        spec.cpus = Some(cluster.spec.master.cpus);
-        spec.memory = Some(cluster.spec.master.memory);
+        let mut spec = engine::master(cluster, network);
         spec.mounts.insert(STATE.into(), Mount { volume: master_volume(&cluster.name), read_only: false });
         let recovery = format!("{STATE}/recovery");
         let mut conf = cluster.spec.spark_conf.clone();
@@ -68,10 +62,7 @@ impl Engine for Spark {
 
     /// One worker of the master at this address.
     fn worker(&self, cluster: &Cluster, network: &str, master: Ipv4Addr) -> InstanceSpec {
-        let mut spec = base(cluster, network, "worker");
-        spec.cpus = Some(cluster.spec.workers.cpus);
-        spec.memory = Some(cluster.spec.workers.memory);
-        spec.mounts.extend(cluster.spec.mounts.clone());
+        let mut spec = engine::worker(cluster, network);
         let mut conf = cluster.spec.spark_conf.clone();
         conf.extend(pairs(&[
             ("spark.decommission.enabled", "true"),
@@ -91,33 +82,12 @@ impl Engine for Spark {
         spec
     }
 
-    /// The driver of a job: ends with the job's own exit code, and is not started again by itself.
     fn driver(&self, cluster: &Cluster, job: &Job, network: &str, master: Ipv4Addr) -> InstanceSpec {
-        let mut spec = base(cluster, network, "driver");
-        spec.cpus = Some(job.spec.cpus);
-        spec.memory = Some(job.spec.memory);
-        spec.restart = RestartPolicy::Never;
+        let mut spec = engine::driver(cluster, network, job, submit(job));
         let mut conf = driver_conf(&cluster.spec);
         conf.extend(cluster.spec.spark_conf.clone());
         conf.extend(job.spec.conf.clone());
         drives(&mut spec, cluster, conf, &job.name, master);
-        spec.command = Some(submit(job));
-        spec.files = job.spec.all_files().map(|file| (file.name.clone(), file.content())).collect();
-        spec
-    }
-
-    /// The Connect server: a driver like a job's, that stays.
-    fn connect(&self, cluster: &Cluster, network: &str, master: Ipv4Addr) -> InstanceSpec {
-        let mut spec = base(cluster, network, "connect");
-        spec.cpus = Some(job::default_cpus());
-        spec.memory = Some(job::default_memory());
-        let mut conf = driver_conf(&cluster.spec);
-        // It would grow for as long as the server is there.
-        conf.insert("spark.eventLog.enabled".into(), "false".into());
-        // It has no end at which executors go that hold shuffle files: they hand them on and go when they are idle.
-        conf.insert("spark.dynamicAllocation.shuffleTracking.enabled".into(), "false".into());
-        conf.extend(cluster.spec.spark_conf.clone());
-        drives(&mut spec, cluster, conf, "connect", master);
         spec
     }
 
@@ -125,8 +95,8 @@ impl Engine for Spark {
         url(master)
     }
 
-    fn connect_url(&self, server: Ipv4Addr) -> String {
-        format!("sc://{server}:{CONNECT_PORT}")
+    fn keeps_state(&self) -> bool {
+        true
     }
 
     fn master_page(&self) -> (u16, &'static str) {
@@ -141,14 +111,6 @@ impl Engine for Spark {
         format!("/workers/kill/?host={worker}")
     }
 
-    fn driver_page(&self) -> u16 {
-        DRIVER_PAGE
-    }
-
-    fn watch_driver(&self, pages: Pages) -> Box<dyn engine::Watch> {
-        Box::new(Driver::new(pages))
-    }
-
     /// The workers that a driver with these settings of its own could use: executors of its size on workers of the cluster's.
     fn workers_wanted(&self, spec: &ClusterSpec, own: &BTreeMap<String, String>, demand: &Demand) -> u32 {
         let conf = |key: &str| own.get(key).or_else(|| spec.spark_conf.get(key));
@@ -158,12 +120,50 @@ impl Engine for Spark {
             (spec.cores().max(1), number("spark.executor.cores").unwrap_or(spec.cores()).max(1));
         let wanted = match *demand {
             Demand::Executors(executors) => executors.saturating_mul(cores).div_ceil(own),
-            Demand::Tasks(tasks) => {
+            Demand::Tasks(tasks) | Demand::Load { tasks, .. } => {
                 tasks.saturating_mul(number("spark.task.cpus").unwrap_or(1)).div_ceil(own)
             }
         };
         let most = number("spark.cores.max").unwrap_or_else(|| share(spec));
         wanted.min(most.div_ceil(own))
+    }
+
+    fn drivers(&self) -> Option<&dyn Drivers> {
+        Some(self)
+    }
+
+    fn connect(&self) -> Option<&dyn Connect> {
+        Some(self)
+    }
+}
+
+impl Drivers for Spark {
+    fn page(&self) -> u16 {
+        DRIVER_PAGE
+    }
+
+    fn watch(&self, pages: Pages) -> Box<dyn engine::Watch> {
+        Box::new(Driver::new(pages))
+    }
+}
+
+impl Connect for Spark {
+    fn server(&self, cluster: &Cluster, network: &str, master: Ipv4Addr) -> InstanceSpec {
+        let (cpus, memory) = (job::default_cpus(), job::default_memory());
+        let mut spec = engine::instance(cluster, network, "connect", cpus, memory);
+        spec.mounts = cluster.spec.mounts.clone();
+        let mut conf = driver_conf(&cluster.spec);
+        // It would grow for as long as the server is there.
+        conf.insert("spark.eventLog.enabled".into(), "false".into());
+        // It has no end at which executors go that hold shuffle files: they hand them on and go when they are idle.
+        conf.insert("spark.dynamicAllocation.shuffleTracking.enabled".into(), "false".into());
+        conf.extend(cluster.spec.spark_conf.clone());
+        drives(&mut spec, cluster, conf, "connect", master);
+        spec
+    }
+
+    fn url(&self, server: Ipv4Addr) -> String {
+        format!("sc://{server}:{CONNECT_PORT}")
     }
 }
 
@@ -189,7 +189,6 @@ fn drives(
     name: &str,
     master: Ipv4Addr,
 ) {
-    spec.mounts.extend(cluster.spec.mounts.clone());
     conf.insert("spark.metrics.namespace".into(), "job".into());
     conf.insert("spark.ui.port".into(), DRIVER_PAGE.to_string());
     conf.extend(pairs(&[PROXIED]));
@@ -231,13 +230,12 @@ fn driver_conf(spec: &ClusterSpec) -> BTreeMap<String, String> {
 
 /// The words of `spark-submit` for a job.
 fn submit(job: &Job) -> Vec<String> {
-    let at = |name: &str| format!("{INSIDE}/{name}");
-    let mut words = vec![format!("{OWN}/driver")];
+    let mut words = Vec::new();
     for (flag, files) in
         [("--py-files", &job.spec.py_files), ("--jars", &job.spec.jars), ("--files", &job.spec.files)]
     {
         if !files.is_empty() {
-            let list: Vec<String> = files.iter().map(|file| at(&file.name)).collect();
+            let list: Vec<String> = files.iter().map(inside).collect();
             words.extend([flag.to_owned(), list.join(",")]);
         }
     }
@@ -247,21 +245,9 @@ fn submit(job: &Job) -> Vec<String> {
     if let Some(class) = &job.spec.class {
         words.extend(["--class".to_owned(), class.clone()]);
     }
-    words.push(at(&job.spec.file.name));
+    words.push(inside(&job.spec.file));
     words.extend(job.spec.args.iter().cloned());
     words
-}
-
-/// What all of a cluster's instances have in common.
-fn base(cluster: &Cluster, network: &str, role: &str) -> InstanceSpec {
-    let mut spec = InstanceSpec::new(&cluster.spec.image());
-    spec.command = Some(vec![format!("{OWN}/{role}")]);
-    spec.nics = BTreeMap::from([("eth0".to_owned(), Nic { network: network.to_owned(), ..Nic::default() })]);
-    spec.pids = Some(PIDS);
-    spec.placement = cluster.spec.placement.clone();
-    spec.priority = cluster.spec.priority;
-    spec.stop_grace = Span(10_000);
-    spec
 }
 
 fn environment<const N: usize>(
@@ -271,7 +257,7 @@ fn environment<const N: usize>(
 ) {
     let lines: Vec<String> = conf.iter().map(|(key, value)| format!("{key} {}", escaped(value))).collect();
     spec.env.insert("SPARK_CONF".into(), EnvValue::Plain(lines.join("\n")));
-    spec.env.extend(more.map(|(key, value)| (key.to_owned(), EnvValue::Plain(value))));
+    spec.env.extend(plain(more));
 }
 
 /// A value in a file of Java properties.
@@ -286,6 +272,7 @@ fn pairs(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use enoki_api::instance::RestartPolicy;
     use enoki_api::object::Object;
     use jiff::Timestamp;
     use serde_json::{Value, json};
@@ -355,7 +342,7 @@ mod tests {
     #[test]
     fn a_connect_server_is_a_driver_that_stays() {
         let spec = json!({"version": "4.0.1", "connect": true, "spark_conf": {"spark.a": "c"}});
-        let server = Spark.connect(&cluster(spec.clone()), "lake", Ipv4Addr::new(198, 18, 0, 2));
+        let server = Spark.server(&cluster(spec.clone()), "lake", Ipv4Addr::new(198, 18, 0, 2));
         let settings = conf(&server);
         assert_eq!(
             (settings["spark.a"].as_str(), settings["spark.metrics.namespace"].as_str()),

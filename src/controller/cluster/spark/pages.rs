@@ -39,7 +39,7 @@ pub fn master(page: &[u8]) -> Result<MasterSeen, String> {
             *slot = seen;
         }
     }
-    Ok(MasterSeen { alive: page.status == "ALIVE", workers })
+    Ok(MasterSeen { alive: page.status == "ALIVE", workers, jobs: None })
 }
 
 /// The gauge that says how many executors the driver could use at once, whatever it has asked for so far.
