@@ -276,7 +276,7 @@ fn killed(lab: &Lab) {
     assert_eq!(ends, ["failed", "failed", "killed", "succeeded", "succeeded", "succeeded"]);
 }
 
-/// What the jobs of the steps before looked like: one succeeded, one threw, one was killed.
+/// What the jobs of the steps before looked like: of those that succeeded, threw and were killed.
 fn history(lab: &Lab) {
     let cloud = &lab[0];
     let jobs = cloud.enoki(&["cluster", "jobs", "lake", "-o", "json"]).ok().json();
@@ -288,7 +288,7 @@ fn history(lab: &Lab) {
         .filter(|job| job["status"]["exit_code"] != 7)
         .filter_map(|job| job["name"].as_str())
         .collect();
-    assert_eq!(ran.len(), 3, "{jobs}");
+    assert!(ran.len() >= 3, "{jobs}");
     let shown = eventually("all of them are shown as completed", WAIT, || {
         let shown = by(cloud, "history", "get api/v1/applications").ok().json();
         let completed: BTreeSet<&str> = shown

@@ -67,9 +67,9 @@ pub struct JobFile {
     pub size: u64,
 }
 
-/// Of a driver, where nobody says otherwise.
+/// Of a driver, where nobody says otherwise: one for its own work, one for what Java compiles while it starts.
 pub fn default_cpus() -> MilliCpu {
-    MilliCpu(1000)
+    MilliCpu(2000)
 }
 
 /// Of a driver, where nobody says otherwise.

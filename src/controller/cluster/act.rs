@@ -5,7 +5,8 @@ use super::engine::Engine;
 use super::logs::{Logs, Source};
 use super::page::{Pages, Port};
 use super::{
-    CONNECT, LABEL_CLUSTER, LABEL_JOB, LABEL_ROLE, instances, job, jobs, master_volume, network_name, owned,
+    CONNECT, LABEL_CLUSTER, LABEL_JOB, LABEL_ROLE, instances, job, jobs, master_volume, network_name,
+    on_lost_host, owned,
 };
 use crate::admission::{self, Deletion};
 use crate::controller::Leader;
@@ -15,7 +16,6 @@ use crate::store::keys::Key;
 use crate::store::{Error, Txn};
 use enoki_api::cluster::{Cluster, ClusterSpec};
 use enoki_api::error::Problem;
-use enoki_api::host::HostPhase;
 use enoki_api::instance::{InstanceSpec, RunState};
 use enoki_api::job::{Job, JobSpec, JobStatus};
 use enoki_api::object::{Kind, Object, Owner};
@@ -195,7 +195,7 @@ impl Leader {
         snapshot: &Snapshot,
         cluster: &Cluster,
         row: &Arc<Row<JobSpec>>,
-        ready: bool,
+        stand: job::Stand,
         logs: &mut Logs,
         now: Timestamp,
     ) -> Result<(), Error> {
@@ -208,7 +208,7 @@ impl Leader {
             job: &row.object,
             status: before,
             driver: driver.as_ref(),
-            ready,
+            cluster: stand,
             log: logs.of(&row.object.uid),
         };
         let (mut status, step) = job::decide(&seen);
@@ -343,11 +343,9 @@ fn edit(
 /// One on a lost host goes without it: the host removes it when it is back.
 fn delete_instance(snapshot: &Snapshot, cluster: &Cluster, name: &str) -> Result<Option<Txn>, Problem> {
     let Some(row) = find(snapshot, cluster, name) else { return Ok(None) };
-    let host = snapshot.assignments.get(&row.at()).map(|placed| &placed.assignment.host);
-    let lost = host
-        .and_then(|host| snapshot.host_status.get(host))
-        .is_some_and(|host| host.phase == HostPhase::Lost);
-    if lost && let Some(forced) = admission::instance::force(snapshot, row, admission::unchanged(row)?)? {
+    if on_lost_host(snapshot, &row.at())
+        && let Some(forced) = admission::instance::force(snapshot, row, admission::unchanged(row)?)?
+    {
         return Ok(Some(admission::removed(row, (forced, Deletion::Done))?.0));
     }
     if row.object.deleted_at.is_some() {
@@ -425,5 +423,6 @@ fn driver(snapshot: &Snapshot, cluster: &Cluster, of: &Job) -> Option<job::Drive
         current: status.observed_generation >= instance.generation,
         status,
         deleting: instance.deleted_at.is_some(),
+        lost: on_lost_host(snapshot, &row.at()),
     })
 }

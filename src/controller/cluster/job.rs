@@ -21,6 +21,18 @@ pub struct Driver {
     /// Whether `status` is of what is wanted now.
     pub current: bool,
     pub deleting: bool,
+    /// Whether its host has been away for so long that it is given up.
+    pub lost: bool,
+}
+
+/// The cluster, as far as its jobs are concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stand {
+    /// It takes drivers now.
+    Ready,
+    NotYet,
+    /// The host of its master is given up, and with it what the master knew of running jobs.
+    Lost,
 }
 
 /// Everything that the decision follows from.
@@ -29,8 +41,7 @@ pub struct Seen<'a> {
     pub job: &'a Job,
     pub status: &'a JobStatus,
     pub driver: Option<&'a Driver>,
-    /// Whether the cluster takes drivers now.
-    pub ready: bool,
+    pub cluster: Stand,
     /// What its driver printed, if that is kept by now.
     pub log: Option<&'a FileRef>,
 }
@@ -67,6 +78,12 @@ pub fn decide(seen: &Seen<'_>) -> (JobStatus, Option<Step>) {
     let Some(driver) = seen.driver else { return without_driver(seen, status) };
     status.driver = Some(driver.name.clone());
     status.attempts = u32::try_from(driver.restarts).unwrap_or(u32::MAX).saturating_add(1);
+    if let Some((reason, message)) = lost(seen, driver) {
+        status.phase = JobPhase::Failed;
+        status.ended_at = Some(seen.now);
+        (status.reason, status.message) = (Some(reason.to_owned()), Some(message.to_owned()));
+        return (status, None);
+    }
     let over = driver.current && matches!(driver.status.phase, Phase::Stopped | Phase::Failed);
     if seen.job.spec.killed {
         if !over {
@@ -95,14 +112,25 @@ pub fn decide(seen: &Seen<'_>) -> (JobStatus, Option<Step>) {
     }
 }
 
+/// Why a driver that may still run can come to no end of its own.
+fn lost(seen: &Seen<'_>, driver: &Driver) -> Option<(&'static str, &'static str)> {
+    if driver.lost {
+        Some(("host_lost", "the host of its driver is lost"))
+    } else if seen.cluster == Stand::Lost {
+        Some(("master_lost", "the host of its cluster's master is lost"))
+    } else {
+        None
+    }
+}
+
 /// A driver that has ended keeps what it was granted, so it goes: but not before what it printed is kept.
 fn after(seen: &Seen<'_>, status: &mut JobStatus) -> Option<Step> {
     let driver = seen.driver.filter(|driver| !driver.deleting)?;
     if status.log.is_some() {
         return Some(Step::DeleteDriver);
     }
-    // It may never have had a place: then there is nothing to keep.
-    if driver.status.host.is_none() {
+    // It may never have had a place, or nobody can be asked there.
+    if driver.status.host.is_none() || driver.lost {
         return Some(Step::DeleteDriver);
     }
     status.log = seen.log.cloned();
@@ -120,7 +148,7 @@ fn without_driver(seen: &Seen<'_>, mut status: JobStatus) -> (JobStatus, Option<
         (status.reason, status.message) = (Some("driver_lost".into()), Some("its driver is gone".into()));
         return (status, None);
     }
-    if !seen.ready {
+    if seen.cluster != Stand::Ready {
         status.reason = Some("cluster_not_ready".into());
         status.message = Some(format!("waits for cluster {}", seen.job.spec.cluster));
         return (status, None);
@@ -157,7 +185,7 @@ mod tests {
         job: Job,
         status: JobStatus,
         driver: Option<Driver>,
-        ready: bool,
+        cluster: Stand,
         log: Option<FileRef>,
     }
 
@@ -168,7 +196,7 @@ mod tests {
             let spec = serde_json::json!({"cluster": "lake", "file": file, "retries": retries});
             let spec = serde_json::from_value(spec).unwrap();
             let job = Object::new(Some("default"), "job-1", Default::default(), spec, Timestamp::UNIX_EPOCH);
-            World { job, status: JobStatus::default(), driver: None, ready: true, log: None }
+            World { job, status: JobStatus::default(), driver: None, cluster: Stand::Ready, log: None }
         }
 
         fn decide(&mut self) -> (JobPhase, Option<Step>) {
@@ -178,7 +206,7 @@ mod tests {
                 job: &self.job,
                 status: &self.status,
                 driver,
-                ready: self.ready,
+                cluster: self.cluster,
                 log: self.log.as_ref(),
             };
             let (status, step) = decide(&seen);
@@ -195,7 +223,8 @@ mod tests {
             let host = Some("h1".to_owned());
             let status = InstanceStatus { phase, exit_code, host, ..InstanceStatus::default() };
             let name = "lake-job-1".to_owned();
-            self.driver = Some(Driver { name, restarts, status, current: true, deleting: false });
+            self.driver =
+                Some(Driver { name, restarts, status, current: true, deleting: false, lost: false });
             self.decide()
         }
     }
@@ -203,9 +232,9 @@ mod tests {
     #[test]
     fn it_waits_for_its_cluster_runs_and_ends_by_its_exit_code() {
         let mut world = World::new(0);
-        world.ready = false;
+        world.cluster = Stand::NotYet;
         assert_eq!(world.decide(), (JobPhase::Queued, None));
-        world.ready = true;
+        world.cluster = Stand::Ready;
         assert_eq!(world.decide(), (JobPhase::Queued, Some(Step::Begin)));
         assert_eq!(world.driver(Phase::Starting, None, 0), (JobPhase::Queued, None));
         assert_eq!(world.driver(Phase::Running, None, 0), (JobPhase::Running, None));
@@ -252,6 +281,22 @@ mod tests {
         assert_eq!(world.driver(Phase::Stopping, None, 0), (JobPhase::Running, None));
         assert_eq!(world.driver(Phase::Stopped, Some(143), 0), (JobPhase::Killed, None));
         assert_eq!(world.status.exit_code, Some(143));
+    }
+
+    #[test]
+    fn a_host_that_is_lost_ends_what_was_there() {
+        let mut world = World::new(3);
+        world.cluster = Stand::Lost;
+        assert_eq!(world.decide(), (JobPhase::Queued, None), "it had not begun, and can wait");
+        assert_eq!(world.driver(Phase::Running, None, 0), (JobPhase::Failed, None));
+        assert_eq!(world.status.reason.as_deref(), Some("master_lost"));
+        assert_eq!(world.decide().1, Some(Step::KeepLog), "the driver is on another host");
+        let mut world = World::new(3);
+        world.driver(Phase::Running, None, 0);
+        world.driver.as_mut().unwrap().lost = true;
+        assert_eq!(world.decide(), (JobPhase::Failed, None));
+        assert_eq!(world.status.reason.as_deref(), Some("host_lost"));
+        assert_eq!(world.decide().1, Some(Step::DeleteDriver), "nobody can be asked for its log");
     }
 
     #[test]

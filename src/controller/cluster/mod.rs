@@ -35,7 +35,7 @@ use enoki_api::object::{Object, Uid};
 use jiff::Timestamp;
 use logs::Logs;
 use page::Port;
-use pool::Needs;
+use pool::{Needs, Use};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -177,9 +177,14 @@ impl Clusters<'_> {
             None => self.refused.remove(at),
             Some(why) => self.refused.insert(at.clone(), why),
         };
-        let ready = decision.record.status.phase == ClusterPhase::Ready;
+        let master = members.iter().find(|member| member.role == Role::Master);
+        let stand = match decision.record.status.phase {
+            _ if master.is_some_and(|master| master.lost) => job::Stand::Lost,
+            ClusterPhase::Ready => job::Stand::Ready,
+            _ => job::Stand::NotYet,
+        };
         for job in jobs {
-            self.leader.tend_job(engine, snapshot, cluster, job, ready, &mut self.logs, now).await?;
+            self.leader.tend_job(engine, snapshot, cluster, job, stand, &mut self.logs, now).await?;
         }
         Ok(())
     }
@@ -198,20 +203,23 @@ impl Clusters<'_> {
         let needs = self.needs.entry(at.clone()).or_default();
         let known = || {
             let view = view.filter(|view| view.alive)?;
-            let wanted = |own, seen: &DriverSeen| engine.workers_wanted(&cluster.spec, own, &seen.demand);
+            let each = |own: &BTreeMap<String, String>, seen: &DriverSeen| Use {
+                wanted: engine.workers_wanted(&cluster.spec, own, &seen.demand),
+                held: view.held_by(seen),
+            };
             let nothing = BTreeMap::new();
-            let mut sum = view.jobs.as_ref().map_or(0, |all| wanted(&nothing, all));
+            let mut uses: Vec<Use> = view.jobs.iter().map(|all| each(&nothing, all)).collect();
             let named = jobs.iter().map(|job| (job.object.name.as_str(), &job.object.spec.conf));
             for (name, own) in named.chain([(CONNECT, &nothing)]) {
                 let driver = act::driver_name(&cluster.name, name);
                 let runs = members.iter().any(|member| member.name == driver && member.runs());
                 match view.drivers.get(name) {
-                    Some(seen) => sum = sum.saturating_add(wanted(own, seen)),
+                    Some(seen) => uses.push(each(own, seen)),
                     None if runs && engine.drivers().is_some() => return None,
                     None => {}
                 }
             }
-            Some(sum)
+            Some(pool::needed(&uses))
         };
         let needed = known();
         match needed {
@@ -248,6 +256,13 @@ fn instances<'a>(
         .filter(|row| owned(&row.object, cluster))
 }
 
+/// Whether the instance's host has been away for so long that it is given up.
+fn on_lost_host(snapshot: &Snapshot, instance: &At) -> bool {
+    let placed = snapshot.assignments.get(instance);
+    let host = placed.and_then(|placed| snapshot.host_status.get(&placed.assignment.host));
+    host.is_some_and(|host| host.phase == HostPhase::Lost)
+}
+
 fn member(snapshot: &Snapshot, cluster: &Cluster, row: &Row<InstanceSpec>) -> Option<Member> {
     let name = row.object.name.strip_prefix(&cluster.name)?.strip_prefix('-')?;
     let role = match name.strip_prefix("worker-").and_then(|number| number.parse().ok()) {
@@ -263,8 +278,7 @@ fn member(snapshot: &Snapshot, cluster: &Cluster, row: &Row<InstanceSpec>) -> Op
     let phase = status.map_or(Phase::Pending, |status| status.phase);
     let deleting = row.object.deleted_at.is_some();
     let message = status.and_then(|status| status.message.clone().or_else(|| status.reason.clone()));
-    let host = placed.and_then(|placed| snapshot.host_status.get(&placed.assignment.host));
-    let lost = host.is_some_and(|host| host.phase == HostPhase::Lost);
+    let lost = on_lost_host(snapshot, &at);
     Some(Member { name: row.object.name.clone(), role, phase, message, address, deleting, lost })
 }
 

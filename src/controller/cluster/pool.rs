@@ -7,6 +7,23 @@ use enoki_api::cluster::ClusterSpec;
 use jiff::{SignedDuration, Timestamp};
 use std::collections::VecDeque;
 
+/// Workers of one job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Use {
+    /// What it could use now.
+    pub wanted: u32,
+    /// What it has, used or not: a driver does not give back what it keeps blocks on.
+    pub held: u32,
+}
+
+/// The workers that the jobs need together. As long as one waits for more, what the others keep idle is no help to it and comes on
+/// top; when nobody waits, what is kept idle is surplus, and its blocks are moved.
+pub fn needed(uses: &[Use]) -> u32 {
+    let waits = uses.iter().any(|each| each.wanted > each.held);
+    let need = |each: &Use| if waits { each.wanted.max(each.held) } else { each.wanted };
+    uses.iter().map(need).fold(0, u32::saturating_add)
+}
+
 /// What was needed lately: the most over a time that slides along. Of one leader: the next begins with nothing, and shrinks
 /// no pool before it has looked on for as long itself.
 #[derive(Clone, Debug, Default)]
@@ -142,6 +159,17 @@ mod tests {
         }
         assert_eq!(size(&spec, &idle(0), None, None, None, at(0)).add, 1, "the minimum is no question");
         assert_eq!(size(&spec, &idle(4), None, None, None, at(0)).add, 0, "unknown: all stays as it is");
+    }
+
+    #[test]
+    fn what_one_keeps_idle_is_no_help_to_another() {
+        let each = |wanted, held| Use { wanted, held };
+        assert_eq!(needed(&[]), 0);
+        assert_eq!(needed(&[each(5, 1)]), 5);
+        assert_eq!(needed(&[each(1, 5)]), 1, "nobody waits: four are surplus");
+        assert_eq!(needed(&[each(0, 3), each(2, 0)]), 5, "the second waits");
+        assert_eq!(needed(&[each(0, 3), each(2, 2)]), 2, "it has what it wants");
+        assert_eq!(needed(&[each(u32::MAX, 0), each(2, 2)]), u32::MAX);
     }
 
     #[test]

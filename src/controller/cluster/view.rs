@@ -60,4 +60,11 @@ impl View {
     pub fn users(&self) -> impl Iterator<Item = &DriverSeen> {
         self.drivers.values().chain(&self.jobs)
     }
+
+    /// How many workers this driver has executors on, those that leave not counted.
+    pub fn held_by(&self, driver: &DriverSeen) -> u32 {
+        let stays =
+            |at: &&Ipv4Addr| self.workers.get(*at).is_some_and(|worker| *worker != WorkerSeen::Leaving);
+        u32::try_from(driver.executors.keys().filter(stays).count()).unwrap_or(u32::MAX)
+    }
 }

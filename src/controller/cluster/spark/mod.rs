@@ -215,6 +215,8 @@ fn driver_conf(spec: &ClusterSpec) -> BTreeMap<String, String> {
         ("spark.cores.max", &share),
         ("spark.dynamicAllocation.enabled", "true"),
         ("spark.dynamicAllocation.maxExecutors", &most),
+        // The first comes up while the driver itself still does.
+        ("spark.dynamicAllocation.initialExecutors", "1"),
         // An executor that is idle gives its worker free for other jobs before the pool lets the worker go.
         ("spark.dynamicAllocation.executorIdleTimeout", "15s"),
         // What a worker keeps is handed on before it leaves. That is also what lets an executor go that others may still
