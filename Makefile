@@ -19,10 +19,11 @@ HELPERS = $(STATIC_DIR)/$(HOST)/release
 YES ?=
 HOSTS ?= 3
 SERVERS ?= 1
-# The version of Spark that the tests run.
+# The versions of Spark and of Dask that the tests run.
 SPARK := 4.0.1
+DASK := 2026.8.0
 
-.PHONY: help setup build helpers install images images-spark up down destroy test check deny unit sweep lab lab-down vm-test bench-launch bench-propagation bench-spark
+.PHONY: help setup build helpers install images images-spark images-dask up down destroy test check deny unit sweep lab lab-down vm-test bench-launch bench-propagation bench-spark
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,11 +46,13 @@ images: ## build the base images (cached under /var/cache/enoki/images)
 	@deploy/images/tiny.sh
 	@deploy/images/debian.sh
 
-# Half a gigabyte and some minutes each, so `make up` does without. A cloud that is up gets them.
+# Of Spark half a gigabyte and some minutes each, so `make up` does without. A cloud that is up gets them.
 images-spark: ## build an image of each version in deploy/images/spark.versions, and give them to the cloud that is up
-	@for version in $$(awk '/^[0-9]/ { print $$1 }' deploy/images/spark.versions); do deploy/images/spark.sh $$version; done
-	@if enoki image list >/dev/null 2>&1; then deploy/import-images.sh spark; else \
-		echo "no cloud is up: they are imported by the next \`make images-spark\` while there is one"; fi
+images-dask: ## the same of each version in deploy/images/dask.versions
+images-spark images-dask: images-%:
+	@for version in $$(awk '/^[0-9]/ { print $$1 }' deploy/images/$*.versions); do deploy/images/$*.sh $$version; done
+	@if enoki image list >/dev/null 2>&1; then deploy/import-images.sh $*; else \
+		echo "no cloud is up: they are imported by the next \`make images-$*\` while there is one"; fi
 
 up: setup ## a running one-machine cloud with the instance hello
 	@$(MAKE) install
@@ -63,10 +66,10 @@ down: ## stop our processes; instances go on
 destroy: ## remove everything of ours (asks; YES=1 does not)
 	@enoki down --purge $(if $(filter 1 y yes,$(YES)),--yes)
 
-# An image of Spark is half a gigabyte to fetch: it is made while the rest is compiled. If that fails, the test that needs
-# it says why.
+# An image of Spark is half a gigabyte to fetch: it is made while the rest is compiled, and that of Dask. If that fails, the test
+# that needs it says why.
 test: setup ## everything that CI runs
-	@deploy/images/spark.sh $(SPARK) >/dev/null & \
+	@{ deploy/images/dask.sh $(DASK); deploy/images/spark.sh $(SPARK); } >/dev/null & \
 	{ $(MAKE) check && $(MAKE) deny && $(MAKE) unit; }; status=$$?; wait; exit $$status
 
 check:

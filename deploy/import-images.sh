@@ -1,6 +1,6 @@
 #!/bin/bash
-# Gives a running cloud the base images enoki/tiny:1 and enoki/debian:12, or with the argument `spark` an enoki/spark:VERSION
-# for each version of the catalogue, building what is not built yet. An image that is there with the same
+# Gives a running cloud the base images enoki/tiny:1 and enoki/debian:12, or with the argument `spark` or `dask` an
+# enoki/ENGINE:VERSION for each version of the catalogue, building what is not built yet. An image that is there with the same
 # bytes is left alone, so that calling this again costs nothing.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -29,12 +29,12 @@ case "${1:-}" in
 	bring enoki/tiny:1 images/tiny.sh
 	bring enoki/debian:12 images/debian.sh
 	;;
-spark)
-	for version in $(awk '/^[0-9]/ { print $1 }' images/spark.versions); do
-		bring "enoki/spark:$version" images/spark.sh "$version"
+spark | dask)
+	for version in $(awk '/^[0-9]/ { print $1 }' "images/$1.versions"); do
+		bring "enoki/$1:$version" "images/$1.sh" "$version"
 	done
 	;;
 *)
-	die "no images called \"$1\": nothing for the base images, or spark"
+	die "no images called \"$1\": nothing for the base images, or spark, or dask"
 	;;
 esac

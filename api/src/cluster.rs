@@ -1,6 +1,10 @@
 //! The compute cluster: a master and an elastic pool of workers, all of them instances that the cluster owns.
 
+mod dask;
+mod spark;
+
 use crate::instance::{Mount, Placement, SecretKey, choice};
+use crate::job::JobSpec;
 use crate::object::{Faults, Kind, Object, Spec, check_name};
 use crate::quantity::{Bytes, MilliCpu, Span};
 use jiff::Timestamp;
@@ -10,8 +14,6 @@ use utoipa::ToSchema;
 
 pub type Cluster = Object<ClusterSpec>;
 
-/// Where a master shows itself, and leads on to the pages of workers and drivers. A port of its instance.
-pub const MASTER_PAGE: u16 = 8080;
 /// Port of the page of its ended jobs, served by its master when asked for.
 pub const HISTORY_PAGE: u16 = 18080;
 /// Port where its Connect server takes notebooks.
@@ -23,10 +25,6 @@ pub const WORKERS_MAX: u32 = 1000;
 /// Settings, and the length of a key and of a value.
 pub const CONF_MAX: usize = 256;
 const CONF_TEXT_MAX: usize = 4096;
-/// The least memory: the heap and the rest of the Java of a master (256 MiB of heap; 238 MB were seen resident), and of a
-/// worker (128 MiB of heap; 216 MB were seen) beside one executor's.
-pub const MASTER_FLOOR: Bytes = Bytes(512 << 20);
-pub const WORKER_FLOOR: Bytes = Bytes(1 << 30);
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ClusterSpec {
@@ -44,13 +42,16 @@ pub struct ClusterSpec {
     /// How long a worker beyond the minimum has nothing to do before it leaves.
     #[serde(default = "default_idle")]
     pub idle: Span,
-    /// Settings of the engine, over those that Enoki gives.
+    /// Settings of Spark, over those that Enoki gives.
     #[serde(default)]
     pub spark_conf: BTreeMap<String, String>,
-    /// More settings for drivers, a line each (`KEY VALUE`), from a secret: what opens an object store, for instance.
+    /// Settings of Dask, by their names there: `distributed.worker.memory.spill`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub dask_conf: BTreeMap<String, String>,
+    /// More settings for Spark's drivers, a line each (`KEY VALUE`), from a secret: what opens an object store, for instance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spark_conf_secret: Option<SecretKey>,
-    /// Whether it has a Connect server: the way in for notebooks, as one job that stays.
+    /// Whether it has a Connect server, which Spark has from 4.0 on: the way in for notebooks, as one job that stays.
     #[serde(default)]
     pub connect: bool,
     /// Volumes for workers and drivers, by path inside: data that all of them read and write.
@@ -87,8 +88,21 @@ choice!(
     Engine {
         /// Apache Spark, standalone.
         Spark,
+        /// Dask: its distributed scheduler.
+        Dask,
     }
 );
+
+impl Engine {
+    /// Where a master shows itself, and leads on to the pages of workers: a port of its instance, and the path of the first page.
+    pub fn page(self) -> Option<(u16, &'static str)> {
+        match self {
+            Engine::Spark => Some((8080, "")),
+            Engine::Dask => Some((8787, "info/main/workers.html")),
+            Engine::Unknown => None,
+        }
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Workers {
@@ -171,11 +185,14 @@ impl ClusterSpec {
         u32::try_from(self.workers.cpus.0 / 1000).unwrap_or(u32::MAX)
     }
 
-    /// Whether the engine has a Connect server that is one of its own programs: from 4 on.
-    fn connects(&self) -> bool {
-        // A version that is not a number is that of somebody's own image, who knows.
-        let major = self.version.split('.').next().unwrap_or_default();
-        major.parse::<u32>().map_or(true, |major| major >= 4)
+    /// Whether a job can run here. The faults are the job's.
+    pub fn check_job(&self, job: &JobSpec, faults: &mut Faults) {
+        match self.engine {
+            Engine::Spark => spark::check_job(job, faults),
+            Engine::Dask => dask::check_job(job, faults),
+            // Nobody here knows.
+            Engine::Unknown => {}
+        }
     }
 
     /// The image of its instances.
@@ -197,72 +214,63 @@ impl Workers {
                 format!("{} is not a whole number of cores: each core runs one task at a time", self.cpus);
             faults.invalid("spec.workers.cpus", detail);
         }
-        floor(faults, "spec.workers.memory", self.memory, WORKER_FLOOR, "a worker and one executor");
     }
 }
 
 fn floor(faults: &mut Faults, field: &str, asked: Bytes, floor: Bytes, whom: &str) {
     if asked < floor {
-        faults.invalid(field, format!("{asked} is too little for the Java of {whom}: at least {floor}"));
+        faults.invalid(field, format!("{asked} is too little for {whom}: at least {floor}"));
     }
 }
 
-/// Whether a setting can be given. The error says why not.
-///
-/// Settings are lines of a file: one that could begin another is refused, and so is what Enoki itself decides.
-pub fn check_conf(key: &str, value: &str) -> Result<(), String> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
-    if !key.starts_with("spark.") || key.len() > CONF_TEXT_MAX || !key.chars().all(plain) {
-        return Err("a setting's name begins with `spark.` and has letters, digits and .-_".into());
+/// Settings of `field`, each of which `check` allows.
+fn settings(
+    faults: &mut Faults,
+    field: &str,
+    conf: &BTreeMap<String, String>,
+    check: fn(&str, &str) -> Result<(), String>,
+) {
+    if conf.len() > CONF_MAX {
+        faults.invalid(field, format!("{} settings; at most {CONF_MAX}", conf.len()));
     }
-    if value.len() > CONF_TEXT_MAX || value.chars().any(char::is_control) {
+    for (key, value) in conf {
+        if let Err(why) = check(key, value) {
+            faults.invalid(format!("{field}.{key}"), why);
+        }
+    }
+}
+
+/// What a value can be: each is a line of a file, or a variable of an environment.
+fn plain(key: &str, value: &str) -> Result<(), String> {
+    if key.len() > CONF_TEXT_MAX || value.len() > CONF_TEXT_MAX || value.chars().any(char::is_control) {
         return Err(format!("a value has at most {CONF_TEXT_MAX} printable characters, on one line"));
     }
-    match OWN_CONF.iter().find(|(own, _)| key == *own || (own.ends_with('.') && key.starts_with(own))) {
+    Ok(())
+}
+
+/// Refuses what is Enoki's to set: names, and what to change instead. A name that ends with a dot is all below it.
+fn not_ours(own: &[(&str, &str)], key: &str) -> Result<(), String> {
+    match own.iter().find(|(own, _)| key == *own || (own.ends_with('.') && key.starts_with(own))) {
         Some((_, instead)) => Err(format!("this is Enoki's to set: {instead}")),
         None => Ok(()),
     }
 }
-
-/// What follows from how the cluster is made, and what to change instead. A name that ends with a dot is all below it.
-const OWN_CONF: [(&str, &str); 16] = [
-    ("spark.master", "a job is submitted to the cluster"),
-    ("spark.submit.deployMode", "a job's driver is an instance of its own"),
-    ("spark.master.rest.", "jobs are submitted through Enoki"),
-    ("spark.master.ui.", "pages are reached through Enoki"),
-    ("spark.ui.port", "pages are reached through Enoki"),
-    ("spark.ui.reverseProxy", "pages are reached through Enoki"),
-    ("spark.worker.", "see spec.workers"),
-    ("spark.driver.host", "a driver listens on its instance's address"),
-    ("spark.driver.bindAddress", "a driver listens on its instance's address"),
-    ("spark.deploy.recoveryMode", "the master's state is on a volume"),
-    ("spark.deploy.recoveryDirectory", "the master's state is on a volume"),
-    ("spark.metrics.namespace", "the pool's size follows from the metrics"),
-    ("spark.decommission.enabled", "workers leave by being decommissioned"),
-    ("spark.history.ui.port", "pages are reached through Enoki"),
-    ("spark.history.fs.logDirectory", "what jobs leave is on the master's volume"),
-    ("spark.connect.grpc.binding.", "see spec.connect"),
-];
 
 impl Spec for ClusterSpec {
     const KIND: Kind = Kind::Cluster;
     type Status = ClusterStatus;
 
     fn validate(&self, faults: &mut Faults) {
-        if self.engine == Engine::Unknown {
-            faults.invalid("spec.engine", "one of spark");
+        match self.engine {
+            Engine::Spark => spark::validate(self, faults),
+            Engine::Dask => dask::validate(self, faults),
+            Engine::Unknown => faults.invalid("spec.engine", "one of spark, dask"),
         }
         let version = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
         if self.version.is_empty() || self.version.len() > 64 || !self.version.chars().all(version) {
-            faults.invalid("spec.version", format!("`{}` is not a version, like 4.0.1", self.version));
+            faults.invalid("spec.version", format!("`{}` is not a version, as 4.0.1 is", self.version));
         }
         self.workers.validate(faults);
-        if self.connect && !self.connects() {
-            let detail =
-                format!("{} {} has no Connect server here: 4.0 or newer has", self.engine, self.version);
-            faults.invalid("spec.connect", detail);
-        }
-        floor(faults, "spec.master.memory", self.master.memory, MASTER_FLOOR, "a master");
         if self.master.cpus.0 < 100 {
             faults.invalid(
                 "spec.master.cpus",
@@ -286,17 +294,6 @@ impl Spec for ClusterSpec {
                 "spec.scale_up_factor",
                 "with 0 the pool would never grow: make min and max equal for that",
             );
-        }
-        if self.spark_conf.len() > CONF_MAX {
-            faults.invalid(
-                "spec.spark_conf",
-                format!("{} settings; at most {CONF_MAX}", self.spark_conf.len()),
-            );
-        }
-        for (key, value) in &self.spark_conf {
-            if let Err(why) = check_conf(key, value) {
-                faults.invalid(format!("spec.spark_conf.{key}"), why);
-            }
         }
     }
 }
@@ -325,7 +322,7 @@ pub struct ClusterStatus {
     pub reason: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// Where its parts find its master: `spark://ADDRESS:PORT`. Reached from within its network.
+    /// Where its parts find its master: `spark://ADDRESS:PORT`, `tcp://ADDRESS:PORT` of Dask. Reached from within its network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub master: Option<String>,
     /// Where its Connect server takes notebooks, once it does: `sc://ADDRESS:PORT`. Reached from within its network.
@@ -394,33 +391,44 @@ mod tests {
     }
 
     #[test]
-    fn what_is_older_than_4_has_no_connect_server() {
-        for (version, refused) in [("3.5.9", true), ("4.0.1", false), ("10.0.0", false), ("nightly", false)] {
-            let told = faults(json!({"version": version, "connect": true}));
-            assert_eq!(told.contains(&"spec.connect".to_owned()), refused, "{version}: {told:?}");
-        }
-        assert_eq!(faults(json!({"version": "3.5.9"})), [""; 0]);
+    fn what_is_of_one_engine_is_refused_for_the_other() {
+        let with = |engine: &str, field: &str, value: Value| {
+            let mut spec = json!({"engine": engine, "version": "4.0.1"});
+            spec[field] = value;
+            faults(spec)
+        };
+        let secret = json!({"secret": "s", "key": "k"});
+        assert_eq!(with("dask", "spark_conf", json!({"spark.a": "1"})), ["spec.spark_conf"]);
+        assert_eq!(with("dask", "spark_conf_secret", secret), ["spec.spark_conf_secret"]);
+        assert_eq!(with("dask", "connect", json!(true)), ["spec.connect"]);
+        assert_eq!(with("spark", "dask_conf", json!({"distributed.a": "1"})), ["spec.dask_conf"]);
+        assert_eq!(with("dask", "dask_conf", json!({"distributed.a": "1"})), [""; 0]);
     }
 
     #[test]
-    fn settings_are_one_line_each_and_not_ours() {
-        for (key, value) in [
-            ("spark.executor.memory", "1g"),
-            ("spark.sql.shuffle.partitions", "8"),
-            ("spark.eventLog.dir", "/data/events"),
-        ] {
-            check_conf(key, value).unwrap();
-        }
-        for (key, value) in [
-            ("hive.x", "1"),
-            ("spark.a b", "1"),
-            ("spark.a", "1\nspark.master local"),
-            ("spark.master", "local"),
-            ("spark.worker.cleanup.enabled", "true"),
-            ("spark.history.fs.logDirectory", "/data/events"),
-            ("spark.connect.grpc.binding.port", "1"),
-        ] {
-            check_conf(key, value).unwrap_err();
-        }
+    fn a_job_is_checked_by_the_engine_that_runs_it() {
+        let file =
+            |name: &str| json!({"name": name, "digest": format!("sha256:{}", "0a".repeat(32)), "size": 1});
+        let told = |engine: &str, field: &str, value: Value| -> Vec<String> {
+            let mut job = json!({"cluster": "lake", "file": file("job.py")});
+            job[field] = value;
+            let (mut faults, job) = (Faults::default(), serde_json::from_value(job).unwrap());
+            let spec: ClusterSpec =
+                serde_json::from_value(json!({"engine": engine, "version": "1"})).unwrap();
+            spec.check_job(&job, &mut faults);
+            faults.into_result().err().into_iter().filter_map(|problem| problem.field).collect()
+        };
+        assert_eq!(told("spark", "conf", json!({"spark.a": "1"})), [""; 0]);
+        assert_eq!(told("spark", "conf", json!({"spark.master": "local"})), ["spec.conf.spark.master"]);
+        assert_eq!(told("dask", "conf", json!({"spark.a": "1"})), [""; 0], "Dask's own names are not closed");
+        assert_eq!(told("dask", "conf", json!({"scheduler-address": "x"})), ["spec.conf.scheduler-address"]);
+        assert_eq!(told("spark", "memory", json!("256Mi")), ["spec.memory"]);
+        assert_eq!(told("dask", "memory", json!("256Mi")), [""; 0]);
+        assert_eq!(told("dask", "memory", json!("1Mi")), ["spec.memory"]);
+        assert_eq!(told("dask", "file", file("job.jar")), ["spec.file.name"]);
+        assert_eq!(told("dask", "jars", json!([file("a.jar")])), ["spec.jars"]);
+        assert_eq!(told("dask", "packages", json!(["a:b:1"])), ["spec.packages"]);
+        assert_eq!(told("dask", "class", json!("A")), ["spec.class"]);
+        assert_eq!(told("dask", "py_files", json!([file("a.py")])), [""; 0]);
     }
 }

@@ -1,6 +1,5 @@
 //! The job: a program that runs on a compute cluster, with a driver that is an instance of its own.
 
-use crate::cluster::check_conf;
 use crate::file::{self, FILES_MAX, FileRef};
 use crate::instance::choice;
 use crate::object::{Faults, Kind, Object, Spec, check_name};
@@ -12,12 +11,9 @@ use utoipa::ToSchema;
 
 pub type Job = Object<JobSpec>;
 
-/// The least memory of a driver: the heap that Spark insists on, the rest of its Java, and its Python.
-pub const DRIVER_FLOOR: Bytes = Bytes(768 << 20);
 const ARGS_MAX: usize = 1024;
 /// Of all arguments together, in bytes: what a kernel takes is 2 MiB, and the store has to hold it.
 const ARGS_BYTES_MAX: usize = 128 << 10;
-const CONF_MAX: usize = 256;
 const RETRIES_MAX: u32 = 100;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -97,6 +93,7 @@ impl Spec for JobSpec {
     const KIND: Kind = Kind::Job;
     type Status = JobStatus;
 
+    /// What holds for any engine. The rest: [`crate::cluster::ClusterSpec::check_job`].
     fn validate(&self, faults: &mut Faults) {
         if let Err(problem) = check_name("spec.cluster", &self.cluster) {
             faults.push(problem);
@@ -115,14 +112,6 @@ impl Spec for JobSpec {
         if self.args.iter().any(|arg| arg.contains('\0')) {
             faults.invalid("spec.args", "an argument cannot have a NUL in it");
         }
-        if self.conf.len() > CONF_MAX {
-            faults.invalid("spec.conf", format!("{} settings; at most {CONF_MAX}", self.conf.len()));
-        }
-        for (key, value) in &self.conf {
-            if let Err(why) = check_conf(key, value) {
-                faults.invalid(format!("spec.conf.{key}"), why);
-            }
-        }
         for package in &self.packages {
             let part = |part: &str| {
                 !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
@@ -136,11 +125,6 @@ impl Spec for JobSpec {
             self.class.as_deref().filter(|class| class.is_empty() || !class.chars().all(name))
         {
             faults.invalid("spec.class", format!("`{class}` is not a class"));
-        }
-        if self.memory < DRIVER_FLOOR {
-            let detail =
-                format!("{} is too little for the Java of a driver: at least {DRIVER_FLOOR}", self.memory);
-            faults.invalid("spec.memory", detail);
         }
         if self.cpus.0 < 100 {
             faults.invalid("spec.cpus", format!("{} is too little for a driver: at least 0.1", self.cpus));
@@ -274,8 +258,6 @@ mod tests {
         assert_eq!(faults("jars", json!([file("a,b.jar")])), ["spec.jars.0"]);
         assert_eq!(faults("py_files", json!([file("a.py"), file("job.py")])), ["spec.py_files.1"]);
         assert_eq!(faults("packages", json!(["org.x:y_2.13:1.0", "x"])), ["spec.packages"]);
-        assert_eq!(faults("conf", json!({"spark.master": "local"})), ["spec.conf.spark.master"]);
-        assert_eq!(faults("memory", json!("128Mi")), ["spec.memory"]);
         assert_eq!(faults("args", json!(["\0"])), ["spec.args"]);
         assert_eq!(faults("class", json!("a b")), ["spec.class"]);
         let many: Vec<Value> = (0..64).map(|n| file(&format!("f{n}"))).collect();

@@ -11,7 +11,7 @@ use super::run::{Pair, VolumeFlag, labels, mounts};
 use super::table;
 use super::wait::Waiting;
 use enoki_api::client::{ListOptions, LogOptions, Target, WriteOptions};
-use enoki_api::cluster::{CONNECT_PORT, ClusterPhase, HISTORY_PAGE, MASTER_PAGE};
+use enoki_api::cluster::{CONNECT_PORT, ClusterPhase, Engine, HISTORY_PAGE};
 use enoki_api::job::JobPhase;
 use enoki_api::quantity::Span;
 use enoki_api::{Cluster, Job, Kind};
@@ -36,7 +36,7 @@ pub enum ClusterCommand {
     Job(JobCommand),
     /// Leads a port of this machine to the cluster's pages, until Ctrl-C
     #[command(after_help = "\
-The master's page leads on to those of workers and running jobs. The way there is the API: nothing else has to reach it.
+The master's page leads on to those of workers and, of Spark, running jobs. The way there is the API: nothing else has to reach it.
 
 Examples:
   enoki cluster ui lake
@@ -100,12 +100,16 @@ had nothing to do for --idle; what they keep is handed on first. `enoki delete c
 Examples:
   enoki cluster create lake --workers 1..8 --wait
   enoki cluster create lake --workers 2..20 --worker-cpus 4 --worker-memory 8Gi --version 4.0.1
-  enoki cluster create lake --workers 1..8 --volume data:/data --conf spark.sql.shuffle.partitions=64")]
+  enoki cluster create lake --workers 1..8 --volume data:/data --conf spark.sql.shuffle.partitions=64
+  enoki cluster create pond --engine dask --workers 1..8 --conf distributed.worker.memory.spill=0.6")]
 pub struct Create {
     name: String,
     /// How many workers: at least and at most
     #[arg(long, value_name = "MIN..MAX", default_value = "1..1")]
     workers: Range,
+    /// What runs in it: spark or dask
+    #[arg(long, default_value_t, value_parser = engine)]
+    engine: Engine,
     /// Of the engine. Default: the newest there is an image of
     #[arg(long)]
     version: Option<String>,
@@ -145,6 +149,14 @@ pub struct Create {
     /// How long to wait; when it takes longer, the exit code is 3 and the work goes on
     #[arg(long, default_value = "300s", value_name = "DURATION")]
     timeout: Span,
+}
+
+fn engine(text: &str) -> Result<Engine, String> {
+    match text {
+        "spark" => Ok(Engine::Spark),
+        "dask" => Ok(Engine::Dask),
+        _ => Err(format!("`{text}` is not one of spark, dask")),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -257,21 +269,29 @@ pub async fn cluster(ctx: &Context, command: ClusterCommand) -> Result<u8, Failu
             ctx.show_list(Kind::Job, &jobs.body).map(|()| 0)
         }
         ClusterCommand::Ui { name, port, address } => {
-            // Whether there is such a cluster, rather than such an instance.
-            ctx.read(Kind::Cluster, &name).await?;
-            let told = |at| format!("http://{at}/");
-            lead(ctx, &format!("{name}-master"), (address, port).into(), MASTER_PAGE, told).await.map(|()| 0)
+            let engine = engine_of(ctx, &name).await?;
+            let (page, path) = engine.page().ok_or_else(|| unknown(&name))?;
+            let told = |at| format!("http://{at}/{path}");
+            lead(ctx, &format!("{name}-master"), (address, port).into(), page, told).await.map(|()| 0)
         }
         ClusterCommand::History { name, port, address } => {
-            ctx.read(Kind::Cluster, &name).await?;
+            let engine = engine_of(ctx, &name).await?;
+            if engine != Engine::Spark {
+                return Err(Failure::failed(format!(
+                    "cluster/{name} runs {engine}, which has no history server"
+                )));
+            }
             let told = |at| format!("http://{at}/");
             lead(ctx, &format!("{name}-master"), (address, port).into(), HISTORY_PAGE, told).await.map(|()| 0)
         }
         ClusterCommand::Connect { name, port, address } => {
             let cluster: Cluster = table::decode(&ctx.read(Kind::Cluster, &name).await?)?;
             if !cluster.spec.connect {
-                return Err(Failure::failed(format!("cluster/{name} has no Connect server"))
-                    .hint("set spec.connect: true, in its manifest, and `enoki apply` it"));
+                let hint = match cluster.spec.engine {
+                    Engine::Spark => "set spec.connect: true, in its manifest, and `enoki apply` it",
+                    Engine::Dask | Engine::Unknown => "only spark has one",
+                };
+                return Err(Failure::failed(format!("cluster/{name} has no Connect server")).hint(hint));
             }
             if cluster.status.connect.is_none() {
                 return Err(Failure::failed(format!("the Connect server of cluster/{name} is not up yet"))
@@ -293,6 +313,17 @@ pub async fn cluster(ctx: &Context, command: ClusterCommand) -> Result<u8, Failu
     }
 }
 
+/// What runs in a cluster.
+async fn engine_of(ctx: &Context, cluster: &str) -> Result<Engine, Failure> {
+    let cluster: Cluster = table::decode(&ctx.read(Kind::Cluster, cluster).await?)?;
+    Ok(cluster.spec.engine)
+}
+
+fn unknown(cluster: &str) -> Failure {
+    Failure::failed(format!("cluster/{cluster} runs an engine that this `enoki` does not know"))
+        .hint("take one of the server's version")
+}
+
 /// Where a cluster's jobs are.
 fn below(ctx: &Context, cluster: &str) -> Target {
     ctx.object(Kind::Cluster, cluster).join("jobs")
@@ -301,7 +332,7 @@ fn below(ctx: &Context, cluster: &str) -> Target {
 async fn create(ctx: &Context, args: Create) -> Result<(), Failure> {
     let version = match args.version {
         Some(version) => version,
-        None => newest(ctx).await?,
+        None => newest(ctx, args.engine).await?,
     };
     let mut workers = json!({"min": args.workers.min, "max": args.workers.max});
     if let Some(cpus) = args.worker_cpus {
@@ -310,7 +341,7 @@ async fn create(ctx: &Context, args: Create) -> Result<(), Failure> {
     if let Some(memory) = args.worker_memory {
         workers["memory"] = json!(memory);
     }
-    let mut spec = json!({"version": version, "workers": workers});
+    let mut spec = json!({"engine": args.engine, "version": version, "workers": workers});
     if let Some(network) = args.network {
         spec["network"] = json!(network);
     }
@@ -321,7 +352,7 @@ async fn create(ctx: &Context, args: Create) -> Result<(), Failure> {
         spec["connect"] = json!(true);
     }
     if !args.conf.is_empty() {
-        spec["spark_conf"] = labels(&args.conf).into();
+        spec[format!("{}_conf", args.engine)] = labels(&args.conf).into();
     }
     if let Some(from) = args.conf_secret {
         let (secret, key) = from
@@ -370,7 +401,8 @@ fn standing(seen: &Cluster) -> String {
 }
 
 /// The newest version that there is an image of.
-async fn newest(ctx: &Context) -> Result<String, Failure> {
+async fn newest(ctx: &Context, engine: Engine) -> Result<String, Failure> {
+    let prefix = format!("enoki/{engine}:");
     let mut found: Option<(Vec<u64>, String)> = None;
     for project in [ctx.project.as_str(), enoki_api::project::DEFAULT] {
         let target = Target::kind(Kind::Image, Some(project));
@@ -379,7 +411,7 @@ async fn newest(ctx: &Context) -> Result<String, Failure> {
         for name in
             images.body["items"].as_array().into_iter().flatten().filter_map(|item| item["name"].as_str())
         {
-            let Some(version) = name.strip_prefix("enoki/spark:") else { continue };
+            let Some(version) = name.strip_prefix(&prefix) else { continue };
             let number = version.split('.').map(|part| part.parse().unwrap_or_default()).collect();
             if found.as_ref().is_none_or(|(best, _)| *best < number) {
                 found = Some((number, version.to_owned()));
@@ -387,8 +419,9 @@ async fn newest(ctx: &Context) -> Result<String, Failure> {
         }
     }
     found.map(|(_, version)| version).ok_or_else(|| {
-        Failure::failed("there is no image of spark, so no version of it")
-            .hint("an operator builds and imports them with `make images-spark`; or name one with --version")
+        Failure::failed(format!("there is no image of {engine}, so no version of it")).hint(format!(
+            "an operator builds and imports them with `make images-{engine}`; or name one with --version"
+        ))
     })
 }
 

@@ -391,9 +391,9 @@ fn cluster_sheet(sheet: &mut Sheet, cluster: &Cluster) {
             );
         }
     }
-    if !spec.spark_conf.is_empty() {
+    if !spec.spark_conf.is_empty() || !spec.dask_conf.is_empty() {
         sheet.heading("Settings");
-        for (key, value) in &spec.spark_conf {
+        for (key, value) in spec.spark_conf.iter().chain(&spec.dask_conf) {
             sheet.field(key, value);
         }
     }

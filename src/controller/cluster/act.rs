@@ -1,11 +1,12 @@
 //! The steps of a cluster and of its jobs as transactions, each with the election's fence.
 
 use super::decide::Step;
+use super::engine::Engine;
 use super::logs::{Logs, Source};
 use super::page::{Pages, Port};
 use super::{
-    CONNECT, LABEL_CLUSTER, LABEL_JOB, LABEL_ROLE, instances, job, jobs, network_name, on_lost_host, owned,
-    spark,
+    CONNECT, LABEL_CLUSTER, LABEL_JOB, LABEL_ROLE, instances, job, jobs, master_volume, network_name,
+    on_lost_host, owned,
 };
 use crate::admission::{self, Deletion};
 use crate::controller::Leader;
@@ -13,7 +14,7 @@ use crate::scheduler::{self, Request};
 use crate::state::{ClusterRecord, Row, Snapshot, Written};
 use crate::store::keys::Key;
 use crate::store::{Error, Txn};
-use enoki_api::cluster::{Cluster, ClusterSpec, MASTER_PAGE};
+use enoki_api::cluster::{Cluster, ClusterSpec};
 use enoki_api::error::Problem;
 use enoki_api::instance::{InstanceSpec, RunState};
 use enoki_api::job::{Job, JobSpec, JobStatus};
@@ -89,6 +90,7 @@ impl Leader {
     /// Takes the steps, as far as they can be taken. Some: why one could not.
     pub(super) async fn take(
         &self,
+        engine: &dyn Engine,
         snapshot: &Snapshot,
         row: &Row<ClusterSpec>,
         steps: &[Step],
@@ -100,15 +102,15 @@ impl Leader {
                 Step::MakeNetwork => make_network(self, snapshot, cluster),
                 Step::MakeVolume => make_volume(snapshot, cluster),
                 Step::MakeMaster => {
-                    let master = spark::master(cluster, network_name(cluster));
-                    if let Err(no_room) = fits(self, snapshot, cluster, &master) {
+                    let master = engine.master(cluster, network_name(cluster));
+                    if let Err(no_room) = fits(self, engine, snapshot, cluster, &master) {
                         why = Some(no_room);
                         continue;
                     }
                     self.make(snapshot, cluster, &format!("{}-master", cluster.name), "master", master, None)
                 }
                 Step::MakeWorker { number, master } => {
-                    let worker = spark::worker(cluster, network_name(cluster), *master);
+                    let worker = engine.worker(cluster, network_name(cluster), *master);
                     self.make(
                         snapshot,
                         cluster,
@@ -119,11 +121,12 @@ impl Leader {
                     )
                 }
                 Step::MakeConnect { master } => {
-                    let server = spark::connect(cluster, network_name(cluster), *master);
+                    let Some(connect) = engine.connect() else { continue };
+                    let server = connect.server(cluster, network_name(cluster), *master);
                     self.make(snapshot, cluster, &driver_name(&cluster.name, CONNECT), CONNECT, server, None)
                 }
                 Step::Decommission(worker) => {
-                    self.decommission(snapshot, cluster, *worker);
+                    self.decommission(engine, snapshot, cluster, *worker);
                     continue;
                 }
                 Step::Delete(name) => delete_instance(snapshot, cluster, name),
@@ -166,15 +169,17 @@ impl Leader {
     }
 
     /// In the background: whether the master took it shows when it is looked at next.
-    fn decommission(&self, snapshot: &Snapshot, cluster: &Cluster, worker: Ipv4Addr) {
+    fn decommission(&self, engine: &dyn Engine, snapshot: &Snapshot, cluster: &Cluster, worker: Ipv4Addr) {
         let master = (cluster.project.clone().unwrap_or_default(), format!("{}-master", cluster.name));
         let Some(placed) = snapshot.assignments.get(&master) else { return };
         let assignment = &placed.assignment;
-        let port = Port { host: assignment.host.clone(), uid: assignment.uid.clone(), port: MASTER_PAGE };
+        let (port, _) = engine.master_page();
+        let port = Port { host: assignment.host.clone(), uid: assignment.uid.clone(), port };
+        let path = engine.leave_path(worker);
         let mut pages = Pages::new(self.context.ways.clone(), port);
         let cluster = cluster.key();
         tokio::spawn(async move {
-            match pages.post(&spark::decommission_path(worker)).await {
+            match pages.post(&path).await {
                 Ok(_) => tracing::info!(%cluster, %worker, "a worker was asked to leave"),
                 Err(error) => {
                     tracing::warn!(%cluster, %worker, %error, "a worker could not be asked to leave")
@@ -186,6 +191,7 @@ impl Leader {
     /// Carries a job one step on.
     pub(super) async fn tend_job(
         &self,
+        engine: &dyn Engine,
         snapshot: &Snapshot,
         cluster: &Cluster,
         row: &Arc<Row<JobSpec>>,
@@ -214,7 +220,7 @@ impl Leader {
                 }
                 Ok(None)
             }
-            Some(step) => self.job_step(snapshot, cluster, row, step),
+            Some(step) => self.job_step(engine, snapshot, cluster, row, step),
         };
         let txn = planned.unwrap_or_else(|problem| {
             let (reason, message) = refused(problem);
@@ -243,6 +249,7 @@ impl Leader {
 
     fn job_step(
         &self,
+        engine: &dyn Engine,
         snapshot: &Snapshot,
         cluster: &Cluster,
         row: &Row<JobSpec>,
@@ -253,7 +260,7 @@ impl Leader {
         match step {
             job::Step::Begin => {
                 let Some(master) = master_address(snapshot, cluster) else { return Ok(None) };
-                let spec = spark::driver(cluster, job, network_name(cluster), master);
+                let spec = engine.driver(cluster, job, network_name(cluster), master);
                 self.make(snapshot, cluster, &name, "driver", spec, Some(&job.name))
             }
             job::Step::BeginAgain => edit(snapshot, cluster, &name, |spec| spec.restart_count += 1),
@@ -289,7 +296,7 @@ fn make_network(leader: &Leader, snapshot: &Snapshot, cluster: &Cluster) -> Resu
 }
 
 fn make_volume(snapshot: &Snapshot, cluster: &Cluster) -> Result<Option<Txn>, Problem> {
-    let volume = new(cluster, &spark::master_volume(&cluster.name), VolumeSpec::default());
+    let volume = new(cluster, &master_volume(&cluster.name), VolumeSpec::default());
     let txn = admission::vacant(snapshot, &snapshot.volumes, &volume)?;
     let txn = admission::volume::create(snapshot, &volume, txn)?;
     admission::made(&volume, txn).map(Some)
@@ -298,13 +305,14 @@ fn make_volume(snapshot: &Snapshot, cluster: &Cluster) -> Result<Option<Txn>, Pr
 /// Whether the master and its first workers all find room: none is made that would wait for the others.
 fn fits(
     leader: &Leader,
+    engine: &dyn Engine,
     snapshot: &Snapshot,
     cluster: &Cluster,
     master: &InstanceSpec,
 ) -> Result<(), Refused> {
     let project = cluster.project.clone().unwrap_or_default();
     // Where the master will be does not change what a worker asks for.
-    let worker = spark::worker(cluster, network_name(cluster), Ipv4Addr::UNSPECIFIED);
+    let worker = engine.worker(cluster, network_name(cluster), Ipv4Addr::UNSPECIFIED);
     let mut all = vec![((project.clone(), format!("{}-master", cluster.name)), master)];
     let numbers = 1..=cluster.spec.workers.min;
     all.extend(
@@ -354,7 +362,7 @@ fn find<'a>(snapshot: &'a Snapshot, cluster: &Cluster, name: &str) -> Option<&'a
 
 fn delete_volume(snapshot: &Snapshot, cluster: &Cluster) -> Result<Option<Txn>, Problem> {
     let project = cluster.project.as_deref().unwrap_or_default();
-    let row = snapshot.volumes.get(project, &spark::master_volume(&cluster.name));
+    let row = snapshot.volumes.get(project, &master_volume(&cluster.name));
     let Some(row) = row.filter(|row| owned(&row.object, cluster) && row.object.deleted_at.is_none()) else {
         return Ok(None);
     };

@@ -1,5 +1,6 @@
 //! PURE: what a cluster should have and what it has -> the next steps, and how it stands.
 
+use super::engine::Engine;
 use super::pool::{self, Worker};
 use super::view::{View, WorkerSeen};
 use crate::state::{ClusterRecord, PoolRecord, SqueezedPool};
@@ -47,6 +48,7 @@ impl Member {
 /// Everything that the decision follows from.
 pub struct Seen<'a> {
     pub now: Timestamp,
+    pub engine: &'a dyn Engine,
     pub cluster: &'a Cluster,
     pub record: &'a ClusterRecord,
     pub members: &'a [Member],
@@ -132,15 +134,16 @@ fn keep_up(seen: &Seen<'_>) -> Decision {
     if !seen.network && named.is_none() {
         steps.push(Step::MakeNetwork);
     }
-    if !seen.volume {
+    let volume = seen.volume || !seen.engine.keeps_state();
+    if !volume {
         steps.push(Step::MakeVolume);
     }
     let master = seen.members.iter().find(|member| member.role == Role::Master);
     let address = master.filter(|master| !master.deleting).and_then(|master| master.address);
-    if master.is_none() && seen.network && seen.volume {
+    if master.is_none() && seen.network && volume {
         steps.push(Step::MakeMaster);
     }
-    record.status.master = address.map(super::spark::master_url);
+    record.status.master = address.map(|master| seen.engine.master_url(master));
     let counts = match address {
         Some(address) => workers(seen, address, &mut record.pool, &mut steps, &mut told),
         None => Counts { desired: seen.cluster.spec.workers.min, ..Counts::default() },
@@ -192,7 +195,7 @@ fn connect(seen: &Seen<'_>, master: Option<Ipv4Addr>, status: &mut ClusterStatus
         (Some(_) | None, _) => {}
     }
     let there = member.filter(|member| wanted && !member.lost && member.runs());
-    let url = there.and_then(|member| member.address).map(super::spark::connect_url);
+    let url = there.and_then(|member| Some(seen.engine.connect()?.url(member.address?)));
     // One look that failed does not take it away.
     let answers = seen.view.is_some_and(|view| view.drivers.contains_key(super::CONNECT));
     status.connect = url.filter(|url| answers || status.connect.as_ref() == Some(url));
@@ -223,7 +226,7 @@ pub fn staying(members: &[Member], view: Option<&View>, pool: &PoolRecord) -> Ve
         let view = view.zip(member.address);
         let known = view.and_then(|(view, at)| view.workers.get(&at));
         let tasks =
-            view.map(|(view, at)| view.drivers.values().filter_map(|driver| driver.executors.get(&at)).sum());
+            view.map(|(view, at)| view.users().filter_map(|user| user.executors.get(&at)).sum());
         Some(Worker {
             number,
             placed: member.host.is_some(),
@@ -393,8 +396,8 @@ enum Leaving {
     Wait,
 }
 
-/// Where a worker that leaves stands. Its process never ends by itself, and its master counts its cores as used to the end:
-/// only the drivers tell whether an executor of theirs is still there.
+/// Where a worker that leaves stands. Its process never ends by itself: only those who use workers tell whether something of theirs is
+/// still there. (Spark's master counts its cores as used to the end, so there it is the drivers.)
 fn leaving(seen: &Seen<'_>, member: &Member) -> Leaving {
     let (Some(address), Phase::Running) = (member.address, member.phase) else { return Leaving::Gone };
     let Some(view) = seen.view.filter(|view| view.alive) else { return Leaving::Wait };
@@ -403,11 +406,11 @@ fn leaving(seen: &Seen<'_>, member: &Member) -> Leaving {
         None => Leaving::Gone,
         Some(WorkerSeen::Alive { .. }) => Leaving::Ask(address),
         Some(WorkerSeen::Leaving) => {
-            let held = view.drivers.values().any(|driver| driver.executors.contains_key(&address));
+            let held = view.users().any(|user| user.executors.contains_key(&address));
             // A driver that does not answer may have one there.
             let drives = |member: &&Member| matches!(member.role, Role::Driver | Role::Connect);
             let drivers = seen.members.iter().filter(drives).filter(|member| member.runs());
-            let silent = drivers.count() > view.drivers.len();
+            let silent = seen.engine.drivers().is_some() && drivers.count() > view.drivers.len();
             if held || silent { Leaving::Wait } else { Leaving::Gone }
         }
     }
@@ -451,6 +454,7 @@ fn phase(seen: &Seen<'_>, master: Option<&Member>, alive: bool, counts: &Counts)
 
 #[cfg(test)]
 mod tests {
+    use super::super::engine;
     use super::super::view::{Demand, DriverSeen};
     use super::*;
     use enoki_api::object::Object;
@@ -488,7 +492,7 @@ mod tests {
 
     fn view(workers: &[(u8, WorkerSeen)]) -> View {
         let workers = workers.iter().map(|(last, seen)| (address(*last), *seen)).collect();
-        View { at: Instant::now(), alive: true, workers, drivers: BTreeMap::new() }
+        View { at: Instant::now(), alive: true, workers, jobs: None, drivers: BTreeMap::new() }
     }
 
     const IDLE: WorkerSeen = WorkerSeen::Alive { used: false };
@@ -539,6 +543,7 @@ mod tests {
         fn decide(&mut self) -> Vec<Step> {
             let seen = Seen {
                 now: Timestamp::from_second(self.second).unwrap(),
+                engine: engine::of(self.cluster.spec.engine).unwrap(),
                 cluster: &self.cluster,
                 record: &self.record,
                 members: &self.members,

@@ -5,11 +5,14 @@
 //! ```
 //!
 //! [`decide`] says what to make and what to let go, [`pool`] how many workers there should be, [`room`] which of them give
-//! way to what is above them, [`job`] where each job stands. [`spark`] is all that knows what runs inside. What a new leader needs is in the store; what it does not know
-//! yet (how long a worker has been idle) it learns before it acts on it.
+//! way to what is above them, [`job`] where each job stands. What runs inside is behind [`engine`]: all that knows Spark is
+//! in [`spark`], all that knows Dask in [`dask`]. What a new leader needs is in the store; what it does not know yet (how
+//! long a worker has been idle) it learns before it acts on it.
 
 mod act;
+mod dask;
 mod decide;
+mod engine;
 mod job;
 mod logs;
 mod page;
@@ -25,7 +28,8 @@ use super::Leader;
 use crate::state::{At, ClusterRecord, Row, Snapshot};
 use crate::store::keys::Key;
 use decide::{Member, Role, Step};
-use enoki_api::cluster::{Cluster, ClusterPhase, ClusterSpec, MASTER_PAGE};
+use engine::Engine;
+use enoki_api::cluster::{Cluster, ClusterPhase, ClusterSpec};
 use enoki_api::host::HostPhase;
 use enoki_api::instance::{InstanceSpec, Phase};
 use enoki_api::job::{JobPhase, JobSpec};
@@ -38,7 +42,7 @@ use room::Room;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use view::View;
+use view::{DriverSeen, View};
 use watch::{Places, Watchers};
 
 /// Everything is looked at again this often, whatever happened or did not.
@@ -153,25 +157,27 @@ impl Clusters<'_> {
         room: &Room,
     ) -> Result<(), crate::store::Error> {
         let cluster = &row.object;
+        let Some(engine) = engine::of(cluster.spec.engine) else { return Ok(()) };
         let members = members(snapshot, cluster);
-        self.watchers.look(at, places(snapshot, cluster, &members));
+        self.watchers.look(at, places(engine, snapshot, cluster, &members));
         let view = self.watchers.view(at);
         let now = Timestamp::now();
         let jobs: Vec<_> = jobs(snapshot, cluster).collect();
-        let (needed, lately) = self.needed(at, cluster, &members, &jobs, view.as_ref(), now);
+        let (needed, lately) = self.needed(engine, at, cluster, &members, &jobs, view.as_ref(), now);
         let stored = snapshot.cluster_status.get(at);
         let nothing = ClusterRecord::default();
         let wanted_places = room.leave.iter().filter(|(worker, _)| worker.0 == at.0);
         let wanted_places = wanted_places.map(|(worker, whom)| (worker.1.clone(), whom.clone())).collect();
         let seen = decide::Seen {
             now,
+            engine,
             cluster,
             record: stored.map_or(&nothing, |stored| &stored.status),
             members: &members,
             network: network(snapshot, cluster),
             volume: snapshot
                 .volumes
-                .get(&at.0, &spark::master_volume(&at.1))
+                .get(&at.0, &master_volume(&at.1))
                 .is_some_and(|row| owned(&row.object, cluster)),
             view: view.as_ref(),
             looked: self.watchers.looked(at),
@@ -199,7 +205,7 @@ impl Clusters<'_> {
         } else if decision.steps.iter().any(asks) {
             self.asked.insert(at.clone(), Instant::now());
         }
-        match self.leader.take(snapshot, row, &decision.steps).await? {
+        match self.leader.take(engine, snapshot, row, &decision.steps).await? {
             None => self.refused.remove(at),
             Some(why) => self.refused.insert(at.clone(), why),
         };
@@ -210,7 +216,7 @@ impl Clusters<'_> {
             _ => job::Stand::NotYet,
         };
         for job in jobs {
-            self.leader.tend_job(snapshot, cluster, job, stand, &mut self.logs, now).await?;
+            self.leader.tend_job(engine, snapshot, cluster, job, stand, &mut self.logs, now).await?;
         }
         Ok(())
     }
@@ -218,6 +224,7 @@ impl Clusters<'_> {
     /// The workers that the jobs could use now, and the most of them lately. None: a job runs and does not say.
     fn needed(
         &mut self,
+        engine: &dyn Engine,
         at: &At,
         cluster: &Cluster,
         members: &[Member],
@@ -228,17 +235,19 @@ impl Clusters<'_> {
         let needs = self.needs.entry(at.clone()).or_default();
         let known = || {
             let view = view.filter(|view| view.alive)?;
-            let mut uses = Vec::new();
+            let each = |own: &BTreeMap<String, String>, seen: &DriverSeen| Use {
+                wanted: engine.workers_wanted(&cluster.spec, own, &seen.demand),
+                held: view.held_by(seen),
+            };
+            let nothing = BTreeMap::new();
+            let mut uses: Vec<Use> = view.jobs.iter().map(|all| each(&nothing, all)).collect();
             let named = jobs.iter().map(|job| (job.object.name.as_str(), &job.object.spec.conf));
-            for (name, own) in named.chain([(CONNECT, &BTreeMap::new())]) {
+            for (name, own) in named.chain([(CONNECT, &nothing)]) {
                 let driver = act::driver_name(&cluster.name, name);
                 let runs = members.iter().any(|member| member.name == driver && member.runs());
                 match view.drivers.get(name) {
-                    Some(seen) => uses.push(Use {
-                        wanted: spark::workers_wanted(&cluster.spec, own, &seen.demand),
-                        held: view.held_by(seen),
-                    }),
-                    None if runs => return None,
+                    Some(seen) => uses.push(each(own, seen)),
+                    None if runs && engine.drivers().is_some() => return None,
                     None => {}
                 }
             }
@@ -325,6 +334,11 @@ fn network_name(cluster: &Cluster) -> &str {
     cluster.spec.network.as_deref().unwrap_or(&cluster.name)
 }
 
+/// The volume of the cluster's master.
+fn master_volume(cluster: &str) -> String {
+    format!("{cluster}-master")
+}
+
 fn network(snapshot: &Snapshot, cluster: &Cluster) -> bool {
     let project = cluster.project.as_deref().unwrap_or_default();
     let row = snapshot.networks.get(project, network_name(cluster));
@@ -332,7 +346,7 @@ fn network(snapshot: &Snapshot, cluster: &Cluster) -> bool {
 }
 
 /// Where to look at what runs in it.
-fn places(snapshot: &Snapshot, cluster: &Cluster, members: &[Member]) -> Places {
+fn places(engine: &dyn Engine, snapshot: &Snapshot, cluster: &Cluster, members: &[Member]) -> Places {
     let project = cluster.project.clone().unwrap_or_default();
     let port = |name: &str, port: u16| {
         let at = (project.clone(), name.to_owned());
@@ -350,8 +364,10 @@ fn places(snapshot: &Snapshot, cluster: &Cluster, members: &[Member]) -> Places 
         .filter_map(|name| {
             let driver = act::driver_name(&cluster.name, name);
             members.iter().find(|member| member.name == driver && member.runs())?;
-            Some((name.to_owned(), port(&driver, spark::DRIVER_PAGE)?))
+            Some((name.to_owned(), port(&driver, engine.drivers()?.page())?))
         })
         .collect();
-    Places { master: master.and_then(|master| port(&master.name, MASTER_PAGE)), drivers }
+    let (page, _) = engine.master_page();
+    let master = master.and_then(|master| port(&master.name, page));
+    Places { engine: cluster.spec.engine, master, drivers }
 }

@@ -64,7 +64,7 @@ impl Pages {
     }
 
     pub async fn post(&mut self, path: &str) -> Result<Bytes, Error> {
-        // Spark's own server wants a body with it.
+        // There are servers that want a body with it.
         self.ask(Method::POST, path, " ").await
     }
 

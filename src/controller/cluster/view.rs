@@ -20,14 +20,26 @@ pub enum Demand {
     Executors(u32),
     /// By the tasks that are not done.
     Tasks(u32),
+    /// By these, and by the bytes of results that are kept in memory.
+    Load { tasks: u32, kept: u64 },
 }
 
-/// A job's driver, as it shows itself.
+/// A job's driver, as it shows itself, or all jobs, as a master shows them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DriverSeen {
     pub demand: Demand,
-    /// The workers it has executors on, with their running tasks.
+    /// The workers that have something of it, with its tasks there.
     pub executors: BTreeMap<Ipv4Addr, u32>,
+}
+
+/// A master, as it shows itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MasterSeen {
+    /// Whether it is in charge: one that recovers is not yet.
+    pub alive: bool,
+    pub workers: BTreeMap<Ipv4Addr, WorkerSeen>,
+    /// Where it speaks for all jobs.
+    pub jobs: Option<DriverSeen>,
 }
 
 /// What a cluster's master and drivers said when they were last asked.
@@ -37,11 +49,18 @@ pub struct View {
     /// Whether the master answered and is in charge.
     pub alive: bool,
     pub workers: BTreeMap<Ipv4Addr, WorkerSeen>,
-    /// By job. One that did not answer is not here.
+    /// What the master said of all jobs, if it does.
+    pub jobs: Option<DriverSeen>,
+    /// By job, where drivers are asked. One that did not answer is not here.
     pub drivers: BTreeMap<String, DriverSeen>,
 }
 
 impl View {
+    /// Everybody who has something on workers.
+    pub fn users(&self) -> impl Iterator<Item = &DriverSeen> {
+        self.drivers.values().chain(&self.jobs)
+    }
+
     /// How many workers this driver has executors on, those that leave not counted.
     pub fn held_by(&self, driver: &DriverSeen) -> u32 {
         let stays =

@@ -1,12 +1,12 @@
 //! Looks at what runs in clusters: a task for each asks its master and its jobs' drivers, over and over.
 
-use super::page::{Error, Pages, Port, Ways};
-use super::spark;
-use super::view::{Demand, DriverSeen, View, WorkerSeen};
+use super::engine::{self, Watch};
+use super::page::{Pages, Port, Ways};
+use super::view::{MasterSeen, View};
 use crate::state::At;
+use enoki_api::cluster::Engine;
 use futures::future::join_all;
 use std::collections::{BTreeMap, HashMap};
-use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
@@ -22,6 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Where to look.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Places {
+    pub engine: Engine,
     pub master: Option<Port>,
     /// The page of each running driver, by job.
     pub drivers: BTreeMap<String, Port>,
@@ -99,22 +100,29 @@ async fn run(
     changed: Arc<Notify>,
 ) {
     let mut master: Option<(Port, Pages)> = None;
-    let mut known: Option<Master> = None;
+    let mut known: Option<Known> = None;
     let mut drivers: BTreeMap<String, Driver> = BTreeMap::new();
     loop {
         let wanted = places.borrow_and_update().clone();
-        match wanted.master {
-            Some(port) if master.as_ref().is_some_and(|(known, _)| *known == port) => {}
-            Some(port) => master = Some((port.clone(), Pages::new(ways.clone(), port))),
-            None => master = None,
+        if let Some(engine) = engine::of(wanted.engine) {
+            match wanted.master {
+                Some(port) if master.as_ref().is_some_and(|(known, _)| *known == port) => {}
+                Some(port) => master = Some((port.clone(), Pages::new(ways.clone(), port))),
+                None => master = None,
+            }
+            drivers.retain(|job, driver| wanted.drivers.get(job) == Some(&driver.port));
+            for (job, port) in wanted.drivers {
+                let Some(engine) = engine.drivers() else { break };
+                drivers.entry(job).or_insert_with(|| {
+                    let watch = engine.watch(Pages::new(ways.clone(), port.clone()));
+                    Driver { port, watch }
+                });
+            }
+            let pages = master.as_mut().map(|(_, pages)| pages);
+            let view = look(engine, pages, &mut known, &mut drivers).await;
+            *seen.lock().unwrap_or_else(|poison| poison.into_inner()) = Some(view);
+            changed.notify_one();
         }
-        drivers.retain(|job, driver| wanted.drivers.get(job) == Some(&driver.port));
-        for (job, port) in wanted.drivers {
-            drivers.entry(job).or_insert_with(|| Driver::new(&ways, port));
-        }
-        let view = look(master.as_mut().map(|(_, pages)| pages), &mut known, &mut drivers).await;
-        *seen.lock().unwrap_or_else(|poison| poison.into_inner()) = Some(view);
-        changed.notify_one();
         // Cancel-safe: either only waits.
         tokio::select! {
             () = tokio::time::sleep(PAUSE) => {}
@@ -124,71 +132,36 @@ async fn run(
 }
 
 /// What a master said, and when.
-struct Master {
+struct Known {
     at: Instant,
-    alive: bool,
-    workers: BTreeMap<Ipv4Addr, WorkerSeen>,
+    said: MasterSeen,
+}
+
+struct Driver {
+    port: Port,
+    watch: Box<dyn Watch>,
 }
 
 async fn look(
+    engine: &dyn engine::Engine,
     master: Option<&mut Pages>,
-    known: &mut Option<Master>,
+    known: &mut Option<Known>,
     drivers: &mut BTreeMap<String, Driver>,
 ) -> View {
     let page = async {
-        let page = master?.get("/json/").await;
-        page.map_err(|error| error.to_string()).and_then(|page| spark::read_master(&page)).ok()
+        let page = master?.get(engine.master_page().1).await;
+        page.map_err(|error| error.to_string()).and_then(|page| engine.read_master(&page)).ok()
     };
-    let asked =
-        drivers.iter_mut().map(|(job, driver)| async move { Some((job.clone(), driver.look().await.ok()?)) });
+    let asked = drivers
+        .iter_mut()
+        .map(|(job, driver)| async move { Some((job.clone(), driver.watch.look().await.ok()?)) });
     let (page, drivers) = tokio::join!(page, join_all(asked));
     let at = Instant::now();
     match page {
-        Some((alive, workers)) => *known = Some(Master { at, alive, workers }),
+        Some(said) => *known = Some(Known { at, said }),
         None => *known = known.take().filter(|known| known.at.elapsed() < PATIENCE),
     }
-    let (alive, workers) =
-        known.as_ref().map(|known| (known.alive, known.workers.clone())).unwrap_or_default();
-    View { at, alive, workers, drivers: drivers.into_iter().flatten().collect() }
-}
-
-/// One driver's pages, and its application.
-struct Driver {
-    port: Port,
-    pages: Pages,
-    application: Option<String>,
-}
-
-impl Driver {
-    fn new(ways: &Ways, port: Port) -> Self {
-        Driver { pages: Pages::new(ways.clone(), port.clone()), port, application: None }
-    }
-
-    async fn look(&mut self) -> Result<DriverSeen, Error> {
-        let gauges = self.read("/metrics/json/", spark::read_gauges).await?;
-        let application = match &self.application {
-            Some(application) => application.clone(),
-            None => {
-                let path = "/api/v1/applications";
-                let read = self.read(path, spark::read_application).await?;
-                let known = read.ok_or_else(|| Error::Unreadable {
-                    path: path.into(),
-                    why: "no application yet".into(),
-                })?;
-                self.application.insert(known).clone()
-            }
-        };
-        let below = |what: &str| format!("/api/v1/applications/{application}/{what}");
-        let executors = self.read(&below("executors"), spark::read_executors).await?;
-        let demand = match gauges {
-            Some(executors) => Demand::Executors(executors),
-            None => Demand::Tasks(self.read(&below("stages?status=active"), spark::read_stages).await?),
-        };
-        Ok(DriverSeen { demand, executors })
-    }
-
-    async fn read<T>(&mut self, path: &str, read: fn(&[u8]) -> Result<T, String>) -> Result<T, Error> {
-        let page = self.pages.get(path).await?;
-        read(&page).map_err(|why| Error::Unreadable { path: path.to_owned(), why })
-    }
+    let MasterSeen { alive, workers, jobs } =
+        known.as_ref().map(|known| known.said.clone()).unwrap_or_default();
+    View { at, alive, workers, jobs, drivers: drivers.into_iter().flatten().collect() }
 }

@@ -129,6 +129,7 @@ fn fixed(old: &ClusterSpec, new: &ClusterSpec) -> Option<&'static str> {
         ("master", old.master != new.master),
         ("network", old.network != new.network),
         ("spark_conf", old.spark_conf != new.spark_conf),
+        ("dask_conf", old.dask_conf != new.dask_conf),
         ("mounts", old.mounts != new.mounts),
         ("placement", old.placement != new.placement),
         ("priority", old.priority != new.priority),

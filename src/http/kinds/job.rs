@@ -20,7 +20,7 @@ use axum::{Extension, Router};
 use enoki_api::cluster::ClusterSpec;
 use enoki_api::error::{Code, Problem};
 use enoki_api::job::JobSpec;
-use enoki_api::object::{Object, Uid, check_name};
+use enoki_api::object::{Faults, Object, Uid, check_name};
 use http_body_util::BodyExt;
 
 /// Below its cluster, where a job is submitted; a project's jobs are also together under its own address.
@@ -84,6 +84,9 @@ impl Managed for JobSpec {
         let at = (project, job.spec.cluster.clone());
         let cluster = snapshot.clusters.at(&at).ok_or_else(|| missing::<ClusterSpec>(snapshot, &at))?;
         refuse_deleting(&cluster.object)?;
+        let mut faults = Faults::default();
+        cluster.object.spec.check_job(&job.spec, &mut faults);
+        faults.into_result()?;
         // One that is deleted meanwhile takes no more.
         Ok(txn.when_unchanged(key(Key::spec("clusters", Some(&at.0), &at.1))?, cluster.object.revision))
     }

@@ -324,8 +324,22 @@ impl Cloud {
     /// When it can't be built or imported.
     #[track_caller]
     pub fn import_spark(&self, version: &str) {
-        self.enoki(&["image", "import", &format!("enoki/spark:{version}"), &image("spark", Some(version))])
-            .ok();
+        self.import_engine("spark", version);
+    }
+
+    /// Imports the image of this version of Dask, through the CLI. Takes a minute where it is not built yet.
+    ///
+    /// # Panics
+    /// When it can't be built or imported.
+    #[track_caller]
+    pub fn import_dask(&self, version: &str) {
+        self.import_engine("dask", version);
+    }
+
+    #[track_caller]
+    fn import_engine(&self, engine: &str, version: &str) {
+        let archive = image(engine, Some(version));
+        self.enoki(&["image", "import", &format!("enoki/{engine}:{version}"), &archive]).ok();
     }
 
     /// The ends of this cloud's logs, for a message that explains a failure.
