@@ -336,7 +336,7 @@ fn twenty_at_once() {
             let plan = instance("b10", &blue, 10);
             let (one, two) = tokio::join!(net.ensure(&plan), net.ensure(&plan));
             one.and(two).unwrap();
-            assert_eq!(sh("grep -c netns/b10 /proc/self/mountinfo").trim(), "1");
+            assert_eq!(sh("grep -c 'netns/b10 ' /proc/self/mountinfo").trim(), "1");
             assert_eq!(reach(pin("b10"), pin("b20"), a(100, 20)), Some(a(100, 10)));
         }
     });

@@ -183,7 +183,7 @@ fn whatever_is_broken_is_mended() {
                 let links = sh_in("fabric", "ip -o link");
                 let count = |prefix: &str| links.matches(&format!(": {prefix}")).count();
                 assert_eq!([count("eb"), count("ev"), count("el")], [1, 2, 1], "after {breakage}: {links}");
-                let pinned = sh("grep -c netns/b1 /proc/self/mountinfo");
+                let pinned = sh("grep -c 'netns/b1 ' /proc/self/mountinfo");
                 assert_eq!(pinned.trim(), "1", "after {breakage}");
             }
         }
