@@ -190,7 +190,10 @@ fn room(cloud: &Cloud) {
     let priority = |name: &str| instance(cloud, name)["spec"]["priority"].clone();
     assert_eq!((priority("lake-master"), priority("lake-worker-1")), (json!(0), json!(-100)));
     let job = submit(cloud, &["40", "sleep"]);
-    until(cloud, "has all that the job gets", |status| status["workers"]["ready"] == 3);
+    until(cloud, "has all that the job gets", |status| {
+        assert!(!told(cloud, "squeezed"), "by its own driver: {status}");
+        status["workers"]["ready"] == 3
+    });
     let begun = Instant::now();
     cloud
         .enoki_with(

@@ -81,6 +81,7 @@ fn running(fleet: &Fleet) -> impl Iterator<Item = (Party, Running)> {
         let party = Party {
             uid: uid.clone(),
             priority: order.instance.spec.priority,
+            owner: order.instance.owner.as_ref().map(|owner| owner.uid.clone()),
             cpuset: granted.cpuset.clone(),
             quota: granted.cpus,
         };

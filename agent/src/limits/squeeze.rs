@@ -2,7 +2,8 @@
 //!
 //! Two looks at the host and at its instances, a while apart, tell it. An instance is squeezed when it got less than half of the
 //! CPU time that it could have used within its own quota, on CPUs that were never idle, of which those above it used a real
-//! part. So neither instances of one priority among themselves nor one at its own quota ever count.
+//! part. So neither instances of one priority among themselves nor one at its own quota ever count; nor does what a cluster's own
+//! master and drivers take from its workers.
 
 use enoki_api::instance::CpuSet;
 use enoki_api::object::Uid;
@@ -45,6 +46,8 @@ pub struct Load {
 pub struct Party {
     pub uid: Uid,
     pub priority: i32,
+    /// The cluster that it belongs to.
+    pub owner: Option<Uid>,
     pub cpuset: Option<CpuSet>,
     pub quota: Option<MilliCpu>,
 }
@@ -53,6 +56,12 @@ impl Party {
     /// Whether anybody asks if it is squeezed.
     pub fn gives_way(&self) -> bool {
         self.priority < 0
+    }
+
+    /// Whether what it uses is taken from `other`.
+    fn squeezes(&self, other: &Party) -> bool {
+        let together = self.owner.is_some() && self.owner == other.owner;
+        self.priority > other.priority && !together
     }
 
     fn runs_on(&self, cpu: u32) -> bool {
@@ -121,7 +130,7 @@ fn is_squeezed(before: &Look, after: &Look, between: Duration, own: &Party, all:
     let of_time = |ns: u64| ns as f64 / between.as_nanos().max(1) as f64;
     let above: f64 = all
         .iter()
-        .filter(|other| other.priority > own.priority && cpus.iter().any(|cpu| other.runs_on(*cpu)))
+        .filter(|other| other.squeezes(own) && cpus.iter().any(|cpu| other.runs_on(*cpu)))
         .filter_map(|other| loads(&other.uid))
         .map(|(was, is)| of_time(is.cpu_ns.saturating_sub(was.cpu_ns)))
         .sum();
@@ -171,13 +180,18 @@ mod tests {
 
         fn with(mut self, name: &str, priority: i32, ran: u64, waited: u64) -> Self {
             let quota = Some(MilliCpu(1000)).filter(|_| priority < 0);
-            self.parties.push(Party { uid: uid(name), priority, cpuset: None, quota });
+            self.parties.push(Party { uid: uid(name), priority, owner: None, cpuset: None, quota });
             self.ran.push((ran, waited));
             self
         }
 
         fn on(mut self, cpuset: &str) -> Self {
             self.parties.last_mut().unwrap().cpuset = cpuset.parse().ok();
+            self
+        }
+
+        fn of(mut self, owner: &str) -> Self {
+            self.parties.last_mut().unwrap().owner = Some(uid(owner));
             self
         }
 
@@ -234,6 +248,10 @@ mod tests {
         World::new(0).with("web", 0, 18, 2).with("db", 0, 1, 19).squeezed(&[]);
         // The one that uses them is below it.
         World::new(0).with("w1", -100, 18, 2).with("w2", -50, 1, 19).squeezed(&[]);
+        // Its own driver uses them; that of another cluster is another's.
+        let driven = |by| World::new(0).with("driver", 0, 18, 2).of(by).with("w1", -100, 1, 19).of("lake");
+        driven("lake").squeezed(&[]);
+        driven("pond").squeezed(&["w1"]);
         // Those above use another CPU.
         World::new(0).with("web", 0, 10, 9).on("0").with("w1", -100, 1, 19).on("1").squeezed(&[]);
     }
