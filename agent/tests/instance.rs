@@ -18,7 +18,7 @@ use enoki_agent::session::outbox::Outbox;
 use enoki_agent::session::socket::Dialer;
 use enoki_api::file::FileRef;
 use enoki_api::host::Capacity;
-use enoki_api::instance::{Doomed, Phase, RunState, Tombstone};
+use enoki_api::instance::{Doomed, Phase, RestartPolicy, RunState, Tombstone};
 use enoki_api::object::{Object, Uid};
 use enoki_api::protocol::{
     Channel, Exit, FromAgent, FromServer, Order, Orphan, Overlay, Report, StreamRequest,
@@ -470,6 +470,28 @@ fn a_reboot_brings_up_what_should_run_without_a_server() {
     life.wait("it runs again", || life.phase(runs.uid()) == Some(Phase::Running));
     life.wait("it lies", || life.phase(lies.uid()) == Some(Phase::Stopped));
     assert_eq!(life.outbox.last(runs.uid()).unwrap().restarts, 0);
+    life.kill();
+}
+
+#[test]
+fn what_docker_missed_of_memory_is_told() {
+    let site = Site::new();
+    let once = |name| changed(&order(name), |spec| spec.restart = RestartPolicy::Never);
+    let (starved, killed) = (once("starved"), once("killed"));
+    let life = Life::plain(&site);
+    life.run(life.fleet.full(vec![starved.clone(), killed.clone()], vec![]));
+    let told = |of: &Order| {
+        life.wait("it runs", || life.phase(of.uid()) == Some(Phase::Running));
+        let container = life.fleet.running(of.uid()).unwrap();
+        if *of == starved {
+            site.ground.world().starved.insert(container.clone());
+        }
+        site.docker.exit(&container, 137);
+        life.wait("it has ended", || life.phase(of.uid()) == Some(Phase::Failed));
+        life.outbox.last(of.uid()).unwrap().oom_killed
+    };
+    assert!(told(&starved));
+    assert!(!told(&killed), "the same signal from somebody else");
     life.kill();
 }
 

@@ -7,13 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use async_trait::async_trait;
-use bollard::models::{
-    ContainerCreateBody, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount, MountType,
-};
+use bollard::models::{ContainerCreateBody, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig};
 use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::contender::{Contender, IMAGE, MEMORY, MILLI_CPUS, PIDS};
-use crate::docker::{INIT, INIT_INSIDE, LABEL, containers, create_and_start, gone, remove};
+use crate::docker::{INIT_INSIDE, LABEL, containers, create_and_start, gone, init, remove};
 use crate::hosts::Hosts;
 use crate::machine::Meter;
 
@@ -37,17 +35,10 @@ impl<'c> Raw<'c> {
     }
 
     fn body(&self) -> ContainerCreateBody {
-        let init = Mount {
-            target: Some(INIT_INSIDE.to_owned()),
-            source: Some(INIT.to_owned()),
-            typ: Some(MountType::BIND),
-            read_only: Some(true),
-            ..Mount::default()
-        };
         let host = HostConfig {
             network_mode: Some(self.network.to_owned()),
             log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
-            mounts: Some(vec![init]),
+            mounts: Some(vec![init()]),
             memory: Some(MEMORY as i64),
             memory_swap: self.swap.then_some(MEMORY as i64),
             cpu_period: Some(100_000),

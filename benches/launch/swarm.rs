@@ -10,16 +10,15 @@ use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use bollard::Docker;
 use bollard::models::{
-    Limit, Mount, MountType, NetworkAttachmentConfig, ServiceSpec, ServiceSpecMode,
-    ServiceSpecModeReplicated, SwarmInitRequest, TaskSpec, TaskSpecContainerSpec, TaskSpecLogDriver,
-    TaskSpecResources,
+    Limit, NetworkAttachmentConfig, ServiceSpec, ServiceSpecMode, ServiceSpecModeReplicated,
+    SwarmInitRequest, TaskSpec, TaskSpecContainerSpec, TaskSpecLogDriver, TaskSpecResources,
 };
 use bollard::query_parameters::EventsOptionsBuilder;
 use enoki_harness::Cloud;
 use futures::{Stream, StreamExt};
 
 use crate::contender::{Contender, IMAGE, MEMORY, MILLI_CPUS, PIDS};
-use crate::docker::{self, DEADLINE, INIT, INIT_INSIDE, gone};
+use crate::docker::{self, DEADLINE, INIT_INSIDE, gone, init};
 use crate::machine::Meter;
 
 const SERVICE: &str = "bench";
@@ -51,17 +50,10 @@ impl Swarm {
     }
 
     fn service(&self, replicas: usize) -> ServiceSpec {
-        let init = Mount {
-            target: Some(INIT_INSIDE.to_owned()),
-            source: Some(INIT.to_owned()),
-            typ: Some(MountType::BIND),
-            read_only: Some(true),
-            ..Mount::default()
-        };
         let container = TaskSpecContainerSpec {
             image: Some(self.image.clone()),
             command: Some(vec![INIT_INSIDE.to_owned()]),
-            mounts: Some(vec![init]),
+            mounts: Some(vec![init()]),
             ..TaskSpecContainerSpec::default()
         };
         let limits = Limit {

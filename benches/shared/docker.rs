@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bollard::Docker;
-use bollard::models::ContainerCreateBody;
+use bollard::models::{ContainerCreateBody, Mount, MountType};
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
 };
@@ -16,8 +16,19 @@ pub const DEADLINE: Duration = Duration::from_secs(120);
 /// On every container that a benchmark makes by hand.
 pub const LABEL: &str = "enoki-bench";
 /// The init of every instance, which every contender runs as PID 1; without arguments it stays up alone.
-pub const INIT: &str = "/usr/local/lib/enoki/init";
+const INIT: &str = "/usr/local/lib/enoki/init";
 pub const INIT_INSIDE: &str = "/dev/.enoki/init";
+
+/// The init, as each of them gets it.
+pub fn init() -> Mount {
+    Mount {
+        target: Some(INIT_INSIDE.to_owned()),
+        source: Some(INIT.to_owned()),
+        typ: Some(MountType::BIND),
+        read_only: Some(true),
+        ..Mount::default()
+    }
+}
 
 /// A client of the dockerd in a cloud.
 pub async fn connect(cloud: &Cloud) -> Result<Docker> {

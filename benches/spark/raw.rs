@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 
 use crate::docker::{
-    DEADLINE, INIT, INIT_INSIDE, LABEL, connect, containers, create_and_start, gone, remove,
+    DEADLINE, INIT_INSIDE, LABEL, connect, containers, create_and_start, gone, init, remove,
 };
 use crate::ours::{Api, CLUSTER};
 use enoki_harness::Cloud;
@@ -130,13 +130,6 @@ impl Raw {
     /// 0 is the master.
     fn body(&self, number: u32) -> ContainerCreateBody {
         let model = if number == 0 { &self.master } else { &self.worker };
-        let init = Mount {
-            target: Some(INIT_INSIDE.to_owned()),
-            source: Some(INIT.to_owned()),
-            typ: Some(MountType::BIND),
-            read_only: Some(true),
-            ..Mount::default()
-        };
         let state = Mount {
             target: Some(STATE.to_owned()),
             source: Some(VOLUME.to_owned()),
@@ -146,7 +139,7 @@ impl Raw {
         let host = HostConfig {
             network_mode: Some(NETWORK.to_owned()),
             log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
-            mounts: Some(if number == 0 { vec![init, state] } else { vec![init] }),
+            mounts: Some(if number == 0 { vec![init(), state] } else { vec![init()] }),
             memory: Some(model.memory),
             memory_swap: self.swap.then_some(model.memory),
             cpu_period: Some(100_000),

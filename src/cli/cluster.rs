@@ -41,16 +41,7 @@ The master's page leads on to those of workers and, of Spark, running jobs. The 
 Examples:
   enoki cluster ui lake
   enoki cluster ui lake --port 8080")]
-    Ui {
-        /// The cluster
-        name: String,
-        /// Of this machine. Default: any free one
-        #[arg(long, default_value_t = 0)]
-        port: u16,
-        /// Where to listen. Whoever reaches it reaches the pages
-        #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
-        address: IpAddr,
-    },
+    Ui(Way),
     /// Leads a port of this machine to the pages of ended jobs, until Ctrl-C
     #[command(after_help = "\
 Jobs that run are there, too, as far as their event log has come. The first page takes some seconds: it starts the history server,
@@ -59,16 +50,7 @@ which ends when nobody has looked for ten minutes.
 Examples:
   enoki cluster history lake
   enoki cluster history lake --port 18080")]
-    History {
-        /// The cluster
-        name: String,
-        /// Of this machine. Default: any free one
-        #[arg(long, default_value_t = 0)]
-        port: u16,
-        /// Where to listen. Whoever reaches it reaches the pages
-        #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
-        address: IpAddr,
-    },
+    History(Way),
     /// Leads a port of this machine to the cluster's Connect server, until Ctrl-C
     #[command(after_help = "\
 What it prints is what a notebook takes: SparkSession.builder.remote(\"sc://...\"). The cluster needs `spec.connect: true`, as
@@ -77,16 +59,20 @@ What it prints is what a notebook takes: SparkSession.builder.remote(\"sc://...\
 Examples:
   enoki cluster connect lake
   enoki cluster connect lake --port 15002")]
-    Connect {
-        /// The cluster
-        name: String,
-        /// Of this machine. Default: any free one
-        #[arg(long, default_value_t = 0)]
-        port: u16,
-        /// Where to listen. Whoever reaches it runs programs on the cluster
-        #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
-        address: IpAddr,
-    },
+    Connect(Way),
+}
+
+/// From a port of this machine into a cluster.
+#[derive(clap::Args, Debug)]
+pub struct Way {
+    /// The cluster
+    name: String,
+    /// Of this machine. Default: any free one
+    #[arg(long, default_value_t = 0)]
+    port: u16,
+    /// Where to listen. Whoever reaches it reaches what it leads to: pages, or a way to run programs
+    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    address: IpAddr,
 }
 
 /// Makes a cluster: a master and a pool of workers that grows and shrinks with its jobs
@@ -268,13 +254,13 @@ pub async fn cluster(ctx: &Context, command: ClusterCommand) -> Result<u8, Failu
             let jobs = ctx.client.read_list(&below(ctx, &name), &ListOptions::default(), CALL).await?;
             ctx.show_list(Kind::Job, &jobs.body).map(|()| 0)
         }
-        ClusterCommand::Ui { name, port, address } => {
+        ClusterCommand::Ui(Way { name, port, address }) => {
             let engine = engine_of(ctx, &name).await?;
             let (page, path) = engine.page().ok_or_else(|| unknown(&name))?;
             let told = |at| format!("http://{at}/{path}");
             lead(ctx, &format!("{name}-master"), (address, port).into(), page, told).await.map(|()| 0)
         }
-        ClusterCommand::History { name, port, address } => {
+        ClusterCommand::History(Way { name, port, address }) => {
             let engine = engine_of(ctx, &name).await?;
             if engine != Engine::Spark {
                 return Err(Failure::failed(format!(
@@ -284,7 +270,7 @@ pub async fn cluster(ctx: &Context, command: ClusterCommand) -> Result<u8, Failu
             let told = |at| format!("http://{at}/");
             lead(ctx, &format!("{name}-master"), (address, port).into(), HISTORY_PAGE, told).await.map(|()| 0)
         }
-        ClusterCommand::Connect { name, port, address } => {
+        ClusterCommand::Connect(Way { name, port, address }) => {
             let cluster: Cluster = table::decode(&ctx.read(Kind::Cluster, &name).await?)?;
             if !cluster.spec.connect {
                 let hint = match cluster.spec.engine {

@@ -35,6 +35,8 @@ pub struct World {
     pub records: BTreeMap<String, Uid>,
     /// Limits by container.
     pub limits: BTreeMap<String, Resources>,
+    /// Containers in which the kernel killed for memory, whatever Docker says.
+    pub starved: BTreeSet<String>,
     pub user_data: BTreeMap<Uid, i64>,
     /// What was destroyed, in order.
     pub destroyed: Vec<Uid>,
@@ -163,9 +165,8 @@ impl Machine for Simulated {
         Ok(self.world().records.get(container).cloned())
     }
 
-    /// Its Docker misses none.
-    async fn starved(&self, _container: &str) -> Result<bool> {
-        Ok(false)
+    async fn starved(&self, container: &str) -> Result<bool> {
+        Ok(self.world().starved.contains(container))
     }
 
     async fn records(&self) -> Result<Vec<String>> {

@@ -78,13 +78,13 @@ pub fn decide(seen: &Seen<'_>) -> (JobStatus, Option<Step>) {
     let Some(driver) = seen.driver else { return without_driver(seen, status) };
     status.driver = Some(driver.name.clone());
     status.attempts = u32::try_from(driver.restarts).unwrap_or(u32::MAX).saturating_add(1);
-    if let Some((reason, message)) = lost(seen, driver) {
-        status.phase = JobPhase::Failed;
+    let over = driver.current && matches!(driver.status.phase, Phase::Stopped | Phase::Failed);
+    if let Some((reason, message)) = lost(seen, driver).filter(|_| !over) {
+        status.phase = if seen.job.spec.killed { JobPhase::Killed } else { JobPhase::Failed };
         status.ended_at = Some(seen.now);
         (status.reason, status.message) = (Some(reason.to_owned()), Some(message.to_owned()));
         return (status, None);
     }
-    let over = driver.current && matches!(driver.status.phase, Phase::Stopped | Phase::Failed);
     if seen.job.spec.killed {
         if !over {
             let step = if driver.status.phase == Phase::Stopping { None } else { Some(Step::Stop) };
@@ -112,11 +112,11 @@ pub fn decide(seen: &Seen<'_>) -> (JobStatus, Option<Step>) {
     }
 }
 
-/// Why a driver that may still run can come to no end of its own.
+/// Why a driver that may still run can come to no end of its own. One that has not begun can wait for its cluster.
 fn lost(seen: &Seen<'_>, driver: &Driver) -> Option<(&'static str, &'static str)> {
     if driver.lost {
         Some(("host_lost", "the host of its driver is lost"))
-    } else if seen.cluster == Stand::Lost {
+    } else if seen.cluster == Stand::Lost && driver.status.phase == Phase::Running {
         Some(("master_lost", "the host of its cluster's master is lost"))
     } else {
         None
@@ -291,6 +291,17 @@ mod tests {
         assert_eq!(world.driver(Phase::Running, None, 0), (JobPhase::Failed, None));
         assert_eq!(world.status.reason.as_deref(), Some("master_lost"));
         assert_eq!(world.decide().1, Some(Step::KeepLog), "the driver is on another host");
+        let mut world = World::new(0);
+        world.cluster = Stand::Lost;
+        assert_eq!(world.driver(Phase::Pending, None, 0), (JobPhase::Queued, None), "it can wait, too");
+        assert_eq!(
+            world.driver(Phase::Stopped, Some(0), 0),
+            (JobPhase::Succeeded, None),
+            "it had ended by then"
+        );
+        let mut world = World::new(0);
+        (world.cluster, world.job.spec.killed) = (Stand::Lost, true);
+        assert_eq!(world.driver(Phase::Running, None, 0), (JobPhase::Killed, None), "as was asked");
         let mut world = World::new(3);
         world.driver(Phase::Running, None, 0);
         world.driver.as_mut().unwrap().lost = true;

@@ -1,5 +1,5 @@
-//! `delete`: runc's own; before it, whether memory was what ended the run is kept, and afterwards the instance's disk is unmounted. The unmounting never changes the outcome: what it misses, the
-//! next `create` on that disk finds and takes down.
+//! `delete`: runc's own. Before it, whether memory was what ended the run is kept; afterwards the instance's disk is unmounted. Neither
+//! changes the outcome: a mount that is missed, the next `create` on that disk finds and takes down.
 
 use std::ffi::OsString;
 use std::path::Path;

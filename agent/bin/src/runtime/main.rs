@@ -1,8 +1,8 @@
 //! `enoki-runtime`: the runtime that dockerd knows as `enoki`. It stands in front of runc and borrows the instance's own network
 //! namespace, disk and limits to the container, for every start by anybody, agent or no agent.
 //!
-//! `create` is edited or refused; `delete` also keeps whether memory was the cause and unmounts the disk; `run` and `restore` are refused, because they make a container too;
-//! every other verb becomes runc at once. A refused create leaves no mount, and its reason where Docker's user reads it.
+//! `create` is edited or refused; `delete` also keeps whether memory was the cause, and unmounts the disk; `run` and `restore` are
+//! refused, because they make a container too; every other verb becomes runc at once. A refused create leaves no mount, and its reason where Docker's user reads it.
 
 mod create;
 mod delete;

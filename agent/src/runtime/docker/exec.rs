@@ -15,6 +15,9 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use std::io;
+use std::pin::Pin;
+use std::task;
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::timeout_at;
 use tokio_util::codec::{Decoder, FramedRead};
 
@@ -76,7 +79,7 @@ async fn attach(docker: &Docker, id: String, tty: bool) -> Result<ExecStream, Er
     }
     let upgraded = hyper::upgrade::on(response).await.map_err(|why| wire::away(what, why))?;
     let (read, write) = tokio::io::split(TokioIo::new(upgraded));
-    let output = FramedRead::new(read, Frames { tty, current: None })
+    let output = FramedRead::new(UntilReset(read), Frames { tty, current: None })
         .map(|piece| piece.map_err(|why| wire::away("exec output", why)));
     Ok(ExecStream { id, output: output.boxed(), input: Box::pin(write) })
 }
@@ -90,6 +93,23 @@ pub async fn exit(docker: &Docker, exec: &str) -> Result<Option<ExecEnd>, Error>
     let answer =
         docker.quick("inspect exec", |client| async move { client.inspect_exec(exec).await }).await?;
     Ok(super::reading::exec_end(&answer))
+}
+
+/// Takes a reset for the end: Docker closes the connection when the program has ended, and the kernel says so in this way where there is
+/// input that nobody has read. What came before is read by then. Whether the program has ended is asked afterwards in any case.
+struct UntilReset<R>(R);
+
+impl<R: AsyncRead + Unpin> AsyncRead for UntilReset<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> task::Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer).map(|read| match read {
+            Err(why) if why.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+            other => other,
+        })
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -195,6 +215,27 @@ mod tests {
         assert_eq!(run(false, &single).unwrap(), whole);
         assert!(run(false, &[&wire[..10]]).is_err(), "cut off inside a frame");
         assert!(run(false, &[b"hello, terminal"]).is_err(), "not frames at all");
+    }
+
+    #[tokio::test]
+    async fn input_that_nobody_reads_takes_no_output_away() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        for reset_is_an_end in [true, false] {
+            let (mut ours, mut dockers) = tokio::net::UnixStream::pair().unwrap();
+            ours.write_all(b"input").await.unwrap();
+            dockers.write_all(b"output").await.unwrap();
+            drop(dockers);
+            let mut seen = Vec::new();
+            let read = if reset_is_an_end {
+                UntilReset(ours).read_to_end(&mut seen).await
+            } else {
+                ours.read_to_end(&mut seen).await
+            };
+            assert_eq!(seen, b"output");
+            let told = read.map_err(|why| why.kind()).map(drop);
+            let expected = if reset_is_an_end { Ok(()) } else { Err(io::ErrorKind::ConnectionReset) };
+            assert_eq!(told, expected);
+        }
     }
 
     #[test]
