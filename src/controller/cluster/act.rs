@@ -197,14 +197,13 @@ impl Leader {
         row: &Arc<Row<JobSpec>>,
         stand: job::Stand,
         logs: &mut Logs,
-        now: Timestamp,
     ) -> Result<(), Error> {
         let stored = snapshot.job_status.get(&row.at());
         let nothing = JobStatus::default();
         let before = stored.map_or(&nothing, |stored| &stored.status);
         let driver = driver(snapshot, cluster, &row.object);
         let seen = job::Seen {
-            now,
+            now: Timestamp::now(),
             job: &row.object,
             status: before,
             driver: driver.as_ref(),

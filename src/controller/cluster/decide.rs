@@ -225,8 +225,7 @@ pub fn staying(members: &[Member], view: Option<&View>, pool: &PoolRecord) -> Ve
         let Role::Worker(number) = member.role else { return None };
         let view = view.zip(member.address);
         let known = view.and_then(|(view, at)| view.workers.get(&at));
-        let tasks =
-            view.map(|(view, at)| view.users().filter_map(|user| user.executors.get(&at)).sum());
+        let tasks = view.map(|(view, at)| view.users().filter_map(|user| user.executors.get(&at)).sum());
         Some(Worker {
             number,
             placed: member.host.is_some(),

@@ -163,7 +163,7 @@ impl Clusters<'_> {
         let view = self.watchers.view(at);
         let now = Timestamp::now();
         let jobs: Vec<_> = jobs(snapshot, cluster).collect();
-        let (needed, lately) = self.needed(engine, at, cluster, &members, &jobs, view.as_ref(), now);
+        let (needed, lately) = self.needed(engine, row, &members, &jobs, view.as_ref(), now);
         let stored = snapshot.cluster_status.get(at);
         let nothing = ClusterRecord::default();
         let wanted_places = room.leave.iter().filter(|(worker, _)| worker.0 == at.0);
@@ -216,7 +216,7 @@ impl Clusters<'_> {
             _ => job::Stand::NotYet,
         };
         for job in jobs {
-            self.leader.tend_job(engine, snapshot, cluster, job, stand, &mut self.logs, now).await?;
+            self.leader.tend_job(engine, snapshot, cluster, job, stand, &mut self.logs).await?;
         }
         Ok(())
     }
@@ -225,14 +225,14 @@ impl Clusters<'_> {
     fn needed(
         &mut self,
         engine: &dyn Engine,
-        at: &At,
-        cluster: &Cluster,
+        row: &Row<ClusterSpec>,
         members: &[Member],
         jobs: &[&Arc<Row<JobSpec>>],
         view: Option<&View>,
         now: Timestamp,
     ) -> (Option<u32>, Option<u32>) {
-        let needs = self.needs.entry(at.clone()).or_default();
+        let cluster = &row.object;
+        let needs = self.needs.entry(row.at()).or_default();
         let known = || {
             let view = view.filter(|view| view.alive)?;
             let each = |own: &BTreeMap<String, String>, seen: &DriverSeen| Use {
