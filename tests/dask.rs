@@ -88,12 +88,31 @@ fn refused(cloud: &Cloud) {
 }
 
 fn ready(cloud: &Cloud) {
-    let flags =
-        ["--engine", "dask", "--workers", "1..4", "--worker-memory", "512Mi", "--idle", "3s", "--wait"];
+    let flags = [
+        "--engine",
+        "dask",
+        "--workers",
+        "1..4",
+        "--worker-memory",
+        "512Mi",
+        "--idle",
+        "3s",
+        "--disk-size",
+        "1Gi",
+        "--wait",
+    ];
     cloud.enoki_with(&[&["cluster", "create", "pond"], &flags[..]].concat(), "", WAIT).ok();
     assert_eq!(workers(cloud)["ready"], 1);
     let names = cloud.enoki(&["get", "instances", "-l", "enoki.cluster=pond", "-o", "name"]).ok();
     assert_eq!(names.stdout, "instance/pond-master\ninstance/pond-worker-1\n");
+    let size = cloud.enoki(&["exec", "pond-worker-1", "--", "df", "--output=size", "-BM", "/"]).ok();
+    let size: u64 = size
+        .text()
+        .split_whitespace()
+        .last()
+        .and_then(|size| size.strip_suffix('M')?.parse().ok())
+        .expect("MiB");
+    assert!((900..=1024).contains(&size), "{size} MiB");
     let page = cloud.sh(
         "rm -f /run/way; enoki cluster ui pond >/run/way & forward=$!; trap 'kill $forward' EXIT; \
          for i in $(seq 50); do [ -s /run/way ] && break; sleep 0.1; done; curl -sS --fail --max-time 10 $(cat /run/way)",

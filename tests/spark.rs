@@ -61,6 +61,35 @@ count = int(sys.argv[1])
 pairs = context.parallelize(range(count), count).map(slow)
 print("groups", sorted(pairs.reduceByKey(lambda a, b: a + b, 10).collect()), flush=True)
 "#;
+/// Stays when it runs for the first time.
+const RETURNS: &str = r#"
+import os, time
+from pyspark.sql import SparkSession
+context = SparkSession.builder.getOrCreate().sparkContext
+if not os.path.exists("/data/been"):
+    open("/data/been", "w").close()
+    time.sleep(1000)
+print("sum", context.parallelize(range(4), 4).sum(), flush=True)
+"#;
+/// Reads what a package brought.
+const PACKAGED: &str = r#"
+from pyspark.sql import SparkSession
+context = SparkSession.builder.getOrCreate().sparkContext
+loader = context._jvm.Thread.currentThread().getContextClassLoader()
+print("read", bytes(loader.getResourceAsStream("fish.txt").readAllBytes()).decode(), flush=True)
+jars = context._jsc.sc().listJars().toString()
+print("handed on", "org.example_fish-1.0.jar" in jars, flush=True)
+"#;
+/// A repository as Maven's, with one package.
+const REPOSITORY: &str = r#"
+import os, zipfile
+folder = "/data/maven/org/example/fish/1.0/"
+os.makedirs(folder)
+with zipfile.ZipFile(folder + "fish-1.0.jar", "w") as jar:
+    jar.writestr("fish.txt", "pike")
+with open(folder + "fish-1.0.pom", "w") as pom:
+    pom.write("<project><modelVersion>4.0.0</modelVersion><groupId>org.example</groupId><artifactId>fish</artifactId><version>1.0</version></project>")
+"#;
 
 /// Of a backlog: as many seconds for the one worker that there is.
 const TASKS: u32 = 200;
@@ -109,14 +138,18 @@ fn what_people_run_on_it() {
         "spark.cores.max=6",
         "--wait",
     ];
+    // Its master is on the host that stays.
+    cloud.enoki(&["host", "cordon", "h2"]).ok();
     cloud.enoki_with(&[&["cluster", "create", "lake"], &flags[..]].concat(), "", WAIT).ok();
+    cloud.enoki(&["host", "uncordon", "h2"]).ok();
     steps(
         &world,
         &[
             ("a backlog makes the pool grow at once", backlog),
             ("examples", examples),
+            ("packages", packages),
             ("clusters are apart", apart),
-            ("the host of a master is lost", host_lost),
+            ("the host of a master is lost, and of a driver of another cluster", host_lost),
             ("the pool shrinks under a job that needs its results", shrinks),
             ("a worker and the master die in the middle of a job", they_die),
         ],
@@ -339,6 +372,38 @@ fn examples(world: &World) {
     assert!(last < 0.5, "{als}");
 }
 
+/// From a repository of one's own, where there is no way out to Maven's.
+fn packages(world: &World) {
+    let cloud = world.cloud();
+    let image = format!("enoki/spark:{VERSION}");
+    let flags = ["--network", "lake", "--volume", "data:/data", "--wait", "--"];
+    let serves = ["python3", "-m", "http.server", "--directory", "/data/maven", "8000"];
+    cloud
+        .enoki_with(&[&["run", "repository", "--image", &image], &flags[..], &serves].concat(), "", WAIT)
+        .ok();
+    cloud.enoki(&["exec", "repository", "--", "python3", "-c", REPOSITORY]).ok();
+    let repository = cloud.enoki(&["get", "instance", "repository", "-o", "json"]).ok().json();
+    let address = repository["status"]["nics"]["eth0"]["address"].as_str().expect("an address").to_owned();
+    cloud.write(
+        "/run/ivysettings.xml",
+        &format!(
+            "<ivysettings><settings defaultResolver='own'/><resolvers><ibiblio name='own' m2compatible='true' \
+             root='http://{address}:8000/'/></resolvers></ivysettings>"
+        ),
+    );
+    let flags = [
+        "--packages",
+        "org.example:fish:1.0",
+        "--files",
+        "/run/ivysettings.xml",
+        "--conf",
+        "spark.jars.ivySettings=/job/ivysettings.xml",
+    ];
+    let logs = world.ended(&world.submit(PACKAGED, &flags));
+    assert!(logs.stdout.contains("read pike\n") && logs.stdout.contains("handed on True\n"), "{logs}");
+    cloud.enoki(&["delete", "instance", "repository", "--force"]).ok();
+}
+
 fn apart(world: &World) {
     let cloud = world.cloud();
     let flags = ["--workers", "1", "--worker-memory", "1Gi", "--wait"];
@@ -374,12 +439,16 @@ fn apart(world: &World) {
     cloud.enoki(&["delete", "cluster", "pond", "--timeout", "90s"]).ok();
 }
 
-/// The master and its worker on one host, the driver on another.
+/// The master and its worker on one host, the driver on another; and a driver there whose master is elsewhere.
 fn host_lost(world: &World) {
     let cloud = world.cloud();
     cloud.enoki(&["host", "cordon", "h1"]).ok();
     let flags = ["--workers", "1", "--worker-memory", "1Gi", "--wait"];
     cloud.enoki_with(&[&["cluster", "create", "far"], &flags[..]].concat(), "", WAIT).ok();
+    let returns = world.submit(RETURNS, &["--retries", "1"]);
+    eventually("it runs", WAIT, || {
+        if world.shared.join("been").exists() { Ok(()) } else { Err("it does not".to_owned()) }
+    });
     cloud.enoki(&["host", "uncordon", "h1"]).ok();
     cloud.enoki(&["host", "cordon", "h2"]).ok();
     let job = world.submit_to("far", BACKLOG, &["--", "1000"]);
@@ -397,6 +466,10 @@ fn host_lost(world: &World) {
     });
     let logs = cloud.enoki(&["cluster", "job", "logs", "far", &job]).ok();
     assert!(logs.stdout.contains("began"), "{logs}");
+    let logs = world.ended(&returns);
+    assert!(logs.stdout.contains("sum 6\n"), "{logs}");
+    let again = cloud.enoki(&["get", "job", &returns, "-o", "json"]).ok().json()["status"].clone();
+    assert_eq!(again["attempts"], 2, "{again}");
     nix::sys::signal::kill(Pid::from_raw(supervisor), Signal::SIGCONT).expect("the supervisor is there");
     world.lab.ready(2);
     cloud.enoki(&["host", "uncordon", "h2"]).ok();

@@ -3,7 +3,7 @@
 mod dask;
 mod spark;
 
-use crate::instance::{Mount, Placement, SecretKey, choice};
+use crate::instance::{DISK_SIZE_MIN, Mount, Placement, SecretKey, choice};
 use crate::job::JobSpec;
 use crate::object::{Faults, Kind, Object, Spec, check_name};
 use crate::quantity::{Bytes, MilliCpu, Span};
@@ -39,6 +39,9 @@ pub struct ClusterSpec {
     /// The network of all its instances. None: one of its own, which goes with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
+    /// Of the root disk of each of its instances, drivers too. None: as much as the host has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_size: Option<Bytes>,
     /// How long a worker beyond the minimum has nothing to do before it leaves.
     #[serde(default = "default_idle")]
     pub idle: Span,
@@ -276,6 +279,9 @@ impl Spec for ClusterSpec {
                 "spec.master.cpus",
                 format!("{} is too little for a master: at least 0.1", self.master.cpus),
             );
+        }
+        if self.disk_size.is_some_and(|size| size < DISK_SIZE_MIN) {
+            faults.invalid("spec.disk_size", format!("at least {DISK_SIZE_MIN}"));
         }
         if let Some(network) = &self.network
             && let Err(problem) = check_name("spec.network", network)

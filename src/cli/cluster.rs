@@ -108,6 +108,9 @@ pub struct Create {
     /// Of each worker
     #[arg(long, value_name = "SIZE")]
     worker_memory: Option<String>,
+    /// Of the root disk of each instance, where workers have their scratch files. Default: as much as the host has
+    #[arg(long, value_name = "SIZE")]
+    disk_size: Option<String>,
     /// How long a worker beyond the least has nothing to do before it leaves
     #[arg(long, value_name = "DURATION")]
     idle: Option<Span>,
@@ -330,6 +333,9 @@ async fn create(ctx: &Context, args: Create) -> Result<(), Failure> {
     let mut spec = json!({"engine": args.engine, "version": version, "workers": workers});
     if let Some(network) = args.network {
         spec["network"] = json!(network);
+    }
+    if let Some(size) = args.disk_size {
+        spec["disk_size"] = json!(size);
     }
     if let Some(idle) = args.idle {
         spec["idle"] = json!(idle);

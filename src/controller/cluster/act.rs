@@ -257,9 +257,11 @@ impl Leader {
         let job = &row.object;
         let name = driver_name(&cluster.name, &job.name);
         match step {
-            job::Step::Begin => {
+            job::Step::Begin(lost) => {
                 let Some(master) = master_address(snapshot, cluster) else { return Ok(None) };
-                let spec = engine.driver(cluster, job, network_name(cluster), master);
+                let mut spec = engine.driver(cluster, job, network_name(cluster), master);
+                // Its attempts are counted by it.
+                spec.restart_count = lost.into();
                 self.make(snapshot, cluster, &name, "driver", spec, Some(&job.name))
             }
             job::Step::BeginAgain => edit(snapshot, cluster, &name, |spec| spec.restart_count += 1),

@@ -95,6 +95,7 @@ pub fn instance(
     spec.memory = Some(memory);
     spec.nics = BTreeMap::from([("eth0".to_owned(), Nic { network: network.to_owned(), ..Nic::default() })]);
     spec.pids = Some(PIDS);
+    spec.disk_size = cluster.spec.disk_size;
     spec.placement = cluster.spec.placement.clone();
     // Without its master and drivers a cluster does nothing at all, and they are few.
     spec.priority = cluster.spec.priority.max(0);

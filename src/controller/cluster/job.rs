@@ -48,8 +48,8 @@ pub struct Seen<'a> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Makes its driver.
-    Begin,
+    /// Makes its driver, after so many attempts that were lost with their hosts.
+    Begin(u32),
     /// Starts the driver once more.
     BeginAgain,
     Stop,
@@ -80,9 +80,14 @@ pub fn decide(seen: &Seen<'_>) -> (JobStatus, Option<Step>) {
     status.attempts = u32::try_from(driver.restarts).unwrap_or(u32::MAX).saturating_add(1);
     let over = driver.current && matches!(driver.status.phase, Phase::Stopped | Phase::Failed);
     if let Some((reason, message)) = lost(seen, driver).filter(|_| !over) {
+        (status.reason, status.message) = (Some(reason.to_owned()), Some(message.to_owned()));
+        if driver.lost && !seen.job.spec.killed && status.attempts <= seen.job.spec.retries {
+            // Without a driver of its own to miss, it is one that waits to begin.
+            (status.phase, status.driver) = (JobPhase::Queued, None);
+            return (status, (!driver.deleting).then_some(Step::DeleteDriver));
+        }
         status.phase = if seen.job.spec.killed { JobPhase::Killed } else { JobPhase::Failed };
         status.ended_at = Some(seen.now);
-        (status.reason, status.message) = (Some(reason.to_owned()), Some(message.to_owned()));
         return (status, None);
     }
     if seen.job.spec.killed {
@@ -153,7 +158,8 @@ fn without_driver(seen: &Seen<'_>, mut status: JobStatus) -> (JobStatus, Option<
         status.message = Some(format!("waits for cluster {}", seen.job.spec.cluster));
         return (status, None);
     }
-    (status, Some(Step::Begin))
+    let lost = status.attempts;
+    (status, Some(Step::Begin(lost)))
 }
 
 fn end(seen: &Seen<'_>, mut status: JobStatus, phase: JobPhase, driver: &Driver) -> JobStatus {
@@ -235,7 +241,7 @@ mod tests {
         world.cluster = Stand::NotYet;
         assert_eq!(world.decide(), (JobPhase::Queued, None));
         world.cluster = Stand::Ready;
-        assert_eq!(world.decide(), (JobPhase::Queued, Some(Step::Begin)));
+        assert_eq!(world.decide(), (JobPhase::Queued, Some(Step::Begin(0))));
         assert_eq!(world.driver(Phase::Starting, None, 0), (JobPhase::Queued, None));
         assert_eq!(world.driver(Phase::Running, None, 0), (JobPhase::Running, None));
         assert_eq!(world.driver(Phase::Stopped, Some(0), 0), (JobPhase::Succeeded, None));
@@ -308,6 +314,26 @@ mod tests {
         assert_eq!(world.decide(), (JobPhase::Failed, None));
         assert_eq!(world.status.reason.as_deref(), Some("host_lost"));
         assert_eq!(world.decide().1, Some(Step::DeleteDriver), "nobody can be asked for its log");
+    }
+
+    #[test]
+    fn what_was_lost_with_its_host_is_begun_again_elsewhere() {
+        let mut world = World::new(1);
+        world.driver(Phase::Running, None, 0);
+        world.driver.as_mut().unwrap().lost = true;
+        assert_eq!(world.decide(), (JobPhase::Queued, Some(Step::DeleteDriver)));
+        assert_eq!(world.status.reason.as_deref(), Some("host_lost"));
+        assert_eq!(world.decide().1, Some(Step::DeleteDriver), "as often as it takes");
+        world.driver = None;
+        assert_eq!(world.decide(), (JobPhase::Queued, Some(Step::Begin(1))));
+        assert_eq!(world.driver(Phase::Running, None, 1), (JobPhase::Running, None));
+        assert_eq!(world.status.attempts, 2);
+        world.driver.as_mut().unwrap().lost = true;
+        assert_eq!(world.decide(), (JobPhase::Failed, None), "that was the last attempt");
+        let mut world = World::new(1);
+        world.driver(Phase::Running, None, 0);
+        (world.job.spec.killed, world.driver.as_mut().unwrap().lost) = (true, true);
+        assert_eq!(world.decide(), (JobPhase::Killed, None));
     }
 
     #[test]

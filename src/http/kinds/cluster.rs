@@ -128,6 +128,7 @@ fn fixed(old: &ClusterSpec, new: &ClusterSpec) -> Option<&'static str> {
         ("workers.memory", old.workers.memory != new.workers.memory),
         ("master", old.master != new.master),
         ("network", old.network != new.network),
+        ("disk_size", old.disk_size != new.disk_size),
         ("spark_conf", old.spark_conf != new.spark_conf),
         ("dask_conf", old.dask_conf != new.dask_conf),
         ("mounts", old.mounts != new.mounts),
