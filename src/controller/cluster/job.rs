@@ -308,7 +308,7 @@ mod tests {
         let mut world = World::new(0);
         (world.cluster, world.job.spec.killed) = (Stand::Lost, true);
         assert_eq!(world.driver(Phase::Running, None, 0), (JobPhase::Killed, None), "as was asked");
-        let mut world = World::new(3);
+        let mut world = World::new(0);
         world.driver(Phase::Running, None, 0);
         world.driver.as_mut().unwrap().lost = true;
         assert_eq!(world.decide(), (JobPhase::Failed, None));
