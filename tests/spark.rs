@@ -11,6 +11,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 const VERSION: &str = "4.0.1";
+/// The oldest that there is an image of.
+const OLDER: &str = "3.5.9";
 const WAIT: Duration = Duration::from_secs(180);
 /// How long workers beyond the least have nothing to do before they leave.
 const IDLE: Duration = Duration::from_secs(8);
@@ -152,6 +154,7 @@ fn what_people_run_on_it() {
             ("the host of a master is lost, and of a driver of another cluster", host_lost),
             ("the pool shrinks under a job that needs its results", shrinks),
             ("a worker and the master die in the middle of a job", they_die),
+            ("an older version beside it", older),
         ],
     );
 }
@@ -478,4 +481,24 @@ fn host_lost(world: &World) {
         if far["status"]["phase"] == "ready" { Ok(()) } else { Err(far.to_string()) }
     });
     cloud.enoki(&["delete", "cluster", "far", "--timeout", "90s"]).ok();
+}
+
+/// What it says of itself, what the pool is told by it, and what it keeps of jobs, is not as in the newer one.
+fn older(world: &World) {
+    let cloud = world.cloud();
+    cloud.import_spark(OLDER);
+    let flags = ["--version", OLDER, "--workers", "1..3", "--worker-memory", "1Gi", "--wait"];
+    cloud.enoki_with(&[&["cluster", "create", "old"], &flags[..]].concat(), "", WAIT).ok();
+    let job = world.submit_to("old", BACKLOG, &["--", "30"]);
+    let mut sizes = BTreeSet::new();
+    eventually("the job has ended well", WAIT, || {
+        let old = cloud.enoki(&["get", "cluster", "old", "-o", "json"]).ok().json();
+        sizes.insert(old["status"]["workers"]["desired"].as_u64());
+        let job = cloud.enoki(&["get", "job", &job, "-o", "json"]).ok().json();
+        if job["status"]["phase"] == "succeeded" { Ok(()) } else { Err(job.to_string()) }
+    });
+    assert_eq!(sizes, BTreeSet::from([Some(1), Some(2)]), "all but the one that is left for others");
+    let logs = cloud.enoki(&["cluster", "job", "logs", "old", &job]).ok();
+    assert!(logs.stdout.contains("sum 435 "), "{logs}");
+    cloud.enoki(&["delete", "cluster", "old", "--timeout", "90s"]).ok();
 }
