@@ -153,6 +153,29 @@ fn ends(cloud: &Cloud) {
     cloud.enoki(&["cluster", "job", "kill", "pond", &name]).ok();
     let status = job(cloud, &name);
     assert_eq!((&status["phase"], &status["exit_code"]), (&"killed".into(), &143.into()), "{status}");
+    // One that no host has room for has nothing to stop, and nothing was printed.
+    let flags = ["-o", "name", "--driver-memory", "900Gi"];
+    let name = submit(cloud, STAYS, &flags).ok().text().trim_start_matches("job/").to_owned();
+    eventually("it has no room", WAIT, || {
+        let status = job(cloud, &name);
+        if status["reason"] == "no_capacity" { Ok(()) } else { Err(status.to_string()) }
+    });
+    cloud.enoki(&["cluster", "job", "kill", "pond", &name]).ok();
+    assert_eq!(job(cloud, &name)["phase"], "killed");
+    eventually("it has no log", WAIT, || {
+        let told = cloud.enoki(&["cluster", "job", "logs", "pond", &name]);
+        if told.code() == 1 && told.stderr.contains("has no log") { Ok(()) } else { Err(told.to_string()) }
+    });
+    // A log is waited for, and followed for as long as there is a job.
+    let name = submit(cloud, STAYS, &["-o", "name"]).ok().text().trim_start_matches("job/").to_owned();
+    let followed = cloud.sh(&format!(
+        "enoki cluster job logs pond {name} -f >/run/followed & follows=$!; trap 'kill $follows' EXIT; \
+         for i in $(seq 600); do grep -q workers /run/followed && break; sleep 0.1; done; \
+         enoki delete job {name} --timeout 60s >&2; \
+         for i in $(seq 300); do kill -0 $follows || break; sleep 0.1; done; \
+         trap - EXIT; wait $follows; echo $?; cat /run/followed",
+    ));
+    assert_eq!(followed.ok().stdout, "0\nworkers 1\n");
 }
 
 fn gone(cloud: &Cloud) {

@@ -135,6 +135,10 @@ struct Run<'a> {
 impl Run<'_> {
     async fn one(&mut self, document: &Document) -> Result<(), Fault> {
         let (kind, name) = (document.kind, document.name.as_str());
+        if kind == Kind::Job {
+            let failure = Failure::failed("a job is submitted, not applied");
+            return Err(Fault::Object(failure.hint("enoki cluster submit CLUSTER FILE")));
+        }
         let ctx = Context {
             client: self.ctx.client.clone(),
             project: document.project.clone().unwrap_or_else(|| self.ctx.project.clone()),

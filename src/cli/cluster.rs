@@ -13,7 +13,7 @@ use super::wait::Waiting;
 use enoki_api::client::{ListOptions, LogOptions, Target, WriteOptions};
 use enoki_api::cluster::{CONNECT_PORT, ClusterPhase, Engine, HISTORY_PAGE};
 use enoki_api::job::JobPhase;
-use enoki_api::quantity::Span;
+use enoki_api::quantity::{Bytes, MilliCpu, Span};
 use enoki_api::{Cluster, Job, Kind};
 use serde_json::{Map, Value, json};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -102,18 +102,21 @@ pub struct Create {
     /// The network of its instances. Default: one of its own
     #[arg(long)]
     network: Option<String>,
-    /// Of each worker: whole ones, each runs a task at a time
+    /// Of each worker: whole ones, each runs a task at a time. Default: 1
     #[arg(long, value_name = "CPUS")]
-    worker_cpus: Option<String>,
-    /// Of each worker
+    worker_cpus: Option<MilliCpu>,
+    /// Of each worker. Default: 2Gi
     #[arg(long, value_name = "SIZE")]
-    worker_memory: Option<String>,
+    worker_memory: Option<Bytes>,
     /// Of the root disk of each instance, where workers have their scratch files. Default: as much as the host has
     #[arg(long, value_name = "SIZE")]
-    disk_size: Option<String>,
-    /// How long a worker beyond the least has nothing to do before it leaves
+    disk_size: Option<Bytes>,
+    /// How long a worker beyond the least has nothing to do before it leaves. Default: 1m
     #[arg(long, value_name = "DURATION")]
     idle: Option<Span>,
+    /// Of its workers, which give way to what has more. Default: -100
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    priority: Option<i32>,
     /// With a Connect server: the way in for notebooks
     #[arg(long)]
     connect: bool,
@@ -129,7 +132,7 @@ pub struct Create {
     /// A label
     #[arg(long = "label", value_name = "KEY=VALUE")]
     labels: Vec<Pair>,
-    /// Only tell whether it could be made
+    /// Only tell whether it is right as asked; whether there is room for it shows when it is made
     #[arg(long)]
     dry_run: bool,
     /// Wait until it is ready
@@ -204,10 +207,10 @@ pub struct Submit {
     class: Option<String>,
     /// Of the driver
     #[arg(long, value_name = "CPUS")]
-    driver_cpus: Option<String>,
+    driver_cpus: Option<MilliCpu>,
     /// Of the driver
     #[arg(long, value_name = "SIZE")]
-    driver_memory: Option<String>,
+    driver_memory: Option<Bytes>,
     /// How often it is begun again after it failed
     #[arg(long, value_name = "N")]
     retries: Option<u32>,
@@ -294,7 +297,11 @@ pub async fn cluster(ctx: &Context, command: ClusterCommand) -> Result<u8, Failu
                 .map(|()| 0)
         }
         ClusterCommand::Job(JobCommand::Logs { name, id, part }) => {
-            logs::print(ctx, below(ctx, &name).join(&id), part).await.map(|()| 0)
+            let job = below(ctx, &name).join(&id);
+            if part.follow {
+                begun(ctx, &job, &id).await?;
+            }
+            logs::print(ctx, job, part).await.map(|()| 0)
         }
         ClusterCommand::Job(JobCommand::Kill { name, id, no_wait, timeout }) => {
             kill(ctx, &name, &id, no_wait, timeout).await.map(|()| 0)
@@ -302,9 +309,25 @@ pub async fn cluster(ctx: &Context, command: ClusterCommand) -> Result<u8, Failu
     }
 }
 
+/// Waits until a job has something to print, or never will.
+async fn begun(ctx: &Context, at: &Target, job: &str) -> Result<(), Failure> {
+    let waiting = Waiting::begin(Span(u64::MAX), format!("{job} is queued"));
+    loop {
+        let seen: Job = table::decode(&ctx.client.read(at, CALL).await?.body)?;
+        if seen.status.phase != JobPhase::Queued {
+            return Ok(());
+        }
+        let message = seen.status.message.map(|message| format!(": {message}")).unwrap_or_default();
+        waiting.pause(format!("{job} is queued{message}")).await?;
+    }
+}
+
 /// What runs in a cluster.
 async fn engine_of(ctx: &Context, cluster: &str) -> Result<Engine, Failure> {
     let cluster: Cluster = table::decode(&ctx.read(Kind::Cluster, cluster).await?)?;
+    if cluster.deleted_at.is_some() {
+        return Err(Failure::failed(format!("cluster/{} is being deleted", cluster.name)));
+    }
     Ok(cluster.spec.engine)
 }
 
@@ -339,6 +362,9 @@ async fn create(ctx: &Context, args: Create) -> Result<(), Failure> {
     }
     if let Some(idle) = args.idle {
         spec["idle"] = json!(idle);
+    }
+    if let Some(priority) = args.priority {
+        spec["priority"] = json!(priority);
     }
     if args.connect {
         spec["connect"] = json!(true);
@@ -432,8 +458,8 @@ async fn submit(ctx: &Context, args: Submit) -> Result<u8, Failure> {
     spec["conf"] = labels(&args.conf).into();
     let more = [
         ("class", args.class.map(Value::from)),
-        ("cpus", args.driver_cpus.map(Value::from)),
-        ("memory", args.driver_memory.map(Value::from)),
+        ("cpus", args.driver_cpus.map(|cpus| json!(cpus))),
+        ("memory", args.driver_memory.map(|memory| json!(memory))),
         ("retries", args.retries.map(Value::from)),
     ];
     if let Some(fields) = spec.as_object_mut() {

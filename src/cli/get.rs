@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// `KIND NAME...` or `KIND/NAME`.
 #[derive(clap::Args, Debug)]
 pub struct Named {
-    /// host, project, network, volume, secret, image, instance, token, operation, event (or their plurals), or KIND/NAME
+    /// host, project, network, volume, secret, image, instance, cluster, job, token, operation, event (or their plurals), or KIND/NAME
     #[arg(value_name = "KIND[/NAME]")]
     kind: String,
     /// The names
@@ -95,12 +95,15 @@ async fn events(ctx: &Context, about: Option<&str>, names: &[String]) -> Result<
         if let [name] = names {
             target = target.query("name", name);
         }
-        // Without a project: also what happened to hosts and in other projects.
         if ctx.project_named {
             target = target.query("project", &ctx.project);
         }
     }
-    let answer = ctx.client.read_list(&target, &ListOptions::default(), CALL).await?;
+    let mut answer = ctx.client.read_list(&target, &ListOptions::default(), CALL).await?;
+    // Without a project that was named: also what happened to hosts.
+    if let Some(items) = answer.body["items"].as_array_mut() {
+        items.retain(|event| event["project"].is_null() || event["project"] == ctx.project.as_str());
+    }
     ctx.show_list(Kind::Event, &answer.body)
 }
 

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 pub struct Part {
     /// Go on with what it prints from now on; Ctrl-C ends it
     #[arg(short, long)]
-    follow: bool,
+    pub follow: bool,
     /// Only the last N lines
     #[arg(long, value_name = "N")]
     tail: Option<u64>,

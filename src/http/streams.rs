@@ -20,6 +20,7 @@ use enoki_api::protocol::{Channel, Exit, StreamRequest, TerminalSize};
 use futures::{SinkExt, Stream, StreamExt, stream};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// The largest message of a stream.
 const MESSAGE_MAX: usize = 1 << 20;
@@ -191,8 +192,25 @@ pub async fn logs(State(app): State<App>, path: Place, mut params: Params) -> An
     params.done()?;
     let (uid, host, _) = target(&app, &path)?;
     let request = StreamRequest::Logs { uid, follow, tail, since, timestamps };
-    let socket = app.broker.open(&app.live, &app.peers, &host, request).await.map_err(unreachable)?;
-    Ok(text(Body::from_stream(lines(socket))))
+    let mut socket = app.broker.open(&app.live, &app.peers, &host, request).await.map_err(unreachable)?;
+    // A refusal comes at once, and is an answer of its own while none has begun.
+    let first = tokio::time::timeout(FIRST, socket.recv()).await.ok().flatten();
+    if let Some(Ok(Message::Binary(bytes))) = &first
+        && let Some(why) = exit(bytes).and_then(|exit| exit.error)
+    {
+        let name = path.get("name").map_or("", String::as_str);
+        return Err(Problem::new(Code::NotRunning, format!("the log of {name} cannot be read: {why}")).into());
+    }
+    Ok(text(Body::from_stream(lines(first, socket))))
+}
+
+/// How long an answer waits for the first word of a host.
+const FIRST: Duration = Duration::from_secs(1);
+
+/// What a frame says, if it is the last one.
+fn exit(frame: &[u8]) -> Option<Exit> {
+    let (channel, payload) = frame.split_first()?;
+    (Channel::from_byte(*channel) == Some(Channel::Exit)).then(|| serde_json::from_slice(payload).ok())?
 }
 
 /// Text as it is.
@@ -201,20 +219,30 @@ pub fn text(body: Body) -> Response {
 }
 
 /// The output on a stream, until its end. A fault after the first byte ends the body early, as HTTP has no other way.
-fn lines(socket: WebSocket) -> impl Stream<Item = Result<Bytes, std::io::Error>> {
-    stream::unfold(Some(socket), |socket| async move {
+fn lines(
+    first: Option<Result<Message, axum::Error>>,
+    socket: WebSocket,
+) -> impl Stream<Item = Result<Bytes, std::io::Error>> {
+    stream::unfold((first, Some(socket)), |(mut first, socket)| async move {
         let mut socket = socket?;
         loop {
-            let bytes = match socket.recv().await? {
+            let message = match first.take() {
+                Some(message) => message,
+                None => socket.recv().await?,
+            };
+            let bytes = match message {
                 Ok(Message::Binary(bytes)) => bytes,
                 Ok(_) => continue,
-                Err(error) => return Some((Err(std::io::Error::other(error)), None)),
+                Err(error) => return Some((Err(std::io::Error::other(error)), (None, None))),
             };
             match bytes.first().and_then(|byte| Channel::from_byte(*byte)) {
-                Some(Channel::Stdout | Channel::Stderr) => return Some((Ok(bytes.slice(1..)), Some(socket))),
+                Some(Channel::Stdout | Channel::Stderr) => {
+                    return Some((Ok(bytes.slice(1..)), (None, Some(socket))));
+                }
                 Some(Channel::Exit) => {
-                    let exit: Exit = serde_json::from_slice(&bytes[1..]).ok()?;
-                    return exit.error.map(|error| (Err(std::io::Error::other(error)), None));
+                    return exit(&bytes)?
+                        .error
+                        .map(|error| (Err(std::io::Error::other(error)), (None, None)));
                 }
                 _ => {}
             }

@@ -151,7 +151,8 @@ impl Streams {
         let Some(entry) = host.ledger.get(uid) else {
             return refuse(&mut socket, "this host has no such instance").await;
         };
-        let folder = match host.machine.state_folder(&entry.order.disk).await {
+        let disk = entry.order.disk;
+        let folder = match host.machine.state_folder(&disk).await {
             Ok(folder) => folder,
             Err(error) => return refuse(&mut socket, &error.message).await,
         };
@@ -163,20 +164,28 @@ impl Streams {
         };
         let (mut sink, mut source) = socket.split();
         loop {
-            let (back, step) = blocking(move || {
+            // Before the look: what it printed until then is read. Whoever follows on keeps the disk in use.
+            let doomed = |uid| host.ledger.tombstone(uid).is_some();
+            let there = host.ledger.has(uid) && !doomed(uid) && !doomed(&disk);
+            let looked = blocking(move || {
                 let step = reader.step()?;
                 Ok((reader, step))
-            })
-            .await
-            .map_err(|error| error.to_string())?;
-            reader = back;
+            });
+            let step = match looked.await {
+                Ok((back, step)) => {
+                    reader = back;
+                    step
+                }
+                Err(_) if !there => return finish(&mut sink, &Exit { code: 0, error: None }).await,
+                Err(error) => return Err(error.to_string()),
+            };
             match step {
                 Some(pieces) => {
                     for (channel, bytes) in pieces {
                         send(&mut sink, channel, &bytes).await?;
                     }
                 }
-                None if !follow => return finish(&mut sink, &Exit { code: 0, error: None }).await,
+                None if !follow || !there => return finish(&mut sink, &Exit { code: 0, error: None }).await,
                 // Cancel-safe: a message that is dropped here says nothing but that the client is there.
                 None => tokio::select! {
                     () = tokio::time::sleep(FOLLOW) => {}

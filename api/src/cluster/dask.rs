@@ -52,6 +52,9 @@ fn check_conf(key: &str, value: &str) -> Result<(), String> {
             "a setting's name has small letters, digits and .-_, as distributed.worker.memory.spill".into()
         );
     }
+    if key.starts_with("spark.") {
+        return Err("this is a setting of Spark's, and the engine is dask".into());
+    }
     plain(key, value)?;
     // To Dask they are one.
     not_ours(&OWN, &key.replace('_', "-"))
@@ -76,6 +79,7 @@ mod tests {
         for (key, value) in [
             ("", "1"),
             ("distributed.worker=x", "1"),
+            ("spark.executor.memory", "1g"),
             ("Distributed.a", "1"),
             ("distributed.a", "1\n2"),
             ("scheduler_address", "tcp://elsewhere:8786"),

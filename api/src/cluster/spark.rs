@@ -34,6 +34,9 @@ pub fn validate(spec: &ClusterSpec, faults: &mut Faults) {
 pub fn check_job(job: &JobSpec, faults: &mut Faults) {
     settings(faults, "spec.conf", &job.conf, check_conf);
     floor(faults, "spec.memory", job.memory, DRIVER, "the Java of a driver");
+    if job.class.is_some() && !job.file.name.ends_with(".jar") {
+        faults.invalid("spec.class", format!("`{}` is not a .jar, which is what has classes", job.file.name));
+    }
 }
 
 /// Whether a version has a Connect server that is one of its own programs: from 4 on.

@@ -424,6 +424,7 @@ fn driver(snapshot: &Snapshot, cluster: &Cluster, of: &Job) -> Option<job::Drive
         current: status.observed_generation >= instance.generation,
         status,
         deleting: instance.deleted_at.is_some(),
+        placed: snapshot.assignments.contains_key(&row.at()),
         lost: on_lost_host(snapshot, &row.at()),
     })
 }

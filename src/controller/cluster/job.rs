@@ -21,6 +21,8 @@ pub struct Driver {
     /// Whether `status` is of what is wanted now.
     pub current: bool,
     pub deleting: bool,
+    /// Whether it has a host: one that waits for room has not begun.
+    pub placed: bool,
     /// Whether its host has been away for so long that it is given up.
     pub lost: bool,
 }
@@ -91,7 +93,13 @@ pub fn decide(seen: &Seen<'_>) -> (JobStatus, Option<Step>) {
         return (status, None);
     }
     if seen.job.spec.killed {
+        if !driver.placed {
+            (status.phase, status.ended_at) = (JobPhase::Killed, Some(seen.now));
+            return (status, None);
+        }
         if !over {
+            status.reason.clone_from(&driver.status.reason);
+            status.message.clone_from(&driver.status.message);
             let step = if driver.status.phase == Phase::Stopping { None } else { Some(Step::Stop) };
             return (status, step);
         }
@@ -134,8 +142,9 @@ fn after(seen: &Seen<'_>, status: &mut JobStatus) -> Option<Step> {
     if status.log.is_some() {
         return Some(Step::DeleteDriver);
     }
-    // It may never have had a place, or nobody can be asked there.
-    if driver.status.host.is_none() || driver.lost {
+    // It may never have begun, or nobody can be asked there.
+    let began = status.started_at.is_some() || status.exit_code.is_some();
+    if !driver.placed || !began || driver.lost {
         return Some(Step::DeleteDriver);
     }
     status.log = seen.log.cloned();
@@ -229,8 +238,9 @@ mod tests {
             let host = Some("h1".to_owned());
             let status = InstanceStatus { phase, exit_code, host, ..InstanceStatus::default() };
             let name = "lake-job-1".to_owned();
+            let placed = phase != Phase::Pending;
             self.driver =
-                Some(Driver { name, restarts, status, current: true, deleting: false, lost: false });
+                Some(Driver { name, restarts, status, current: true, deleting: false, placed, lost: false });
             self.decide()
         }
     }
@@ -280,6 +290,11 @@ mod tests {
         let mut world = World::new(3);
         world.job.spec.killed = true;
         assert_eq!(world.decide(), (JobPhase::Killed, None), "before it began");
+        let mut world = World::new(3);
+        assert_eq!(world.driver(Phase::Pending, None, 0), (JobPhase::Queued, None));
+        world.job.spec.killed = true;
+        assert_eq!(world.decide(), (JobPhase::Killed, None), "before there was room for it");
+        assert_eq!(world.decide().1, Some(Step::DeleteDriver), "which has printed nothing");
         let mut world = World::new(3);
         world.driver(Phase::Running, None, 0);
         world.job.spec.killed = true;

@@ -164,8 +164,14 @@ async fn logs(State(app): State<App>, Path(mut path): Place, mut params: Params)
         params.done()?;
         return kept(&app, &at.0, &log.digest, tail).await;
     }
-    let driver = job.status.driver.ok_or_else(|| {
-        Problem::new(Code::NotRunning, format!("{} has not begun: nothing was printed yet", job.name))
+    let none = |why: &str| Problem::new(Code::NotRunning, format!("{} {why}", job.name));
+    let ended = job.status.ended();
+    let driver = job.status.driver.filter(|driver| {
+        !ended || app.state.snapshot().instances.at(&(at.0.clone(), driver.clone())).is_some()
+    });
+    let driver = driver.ok_or_else(|| match ended {
+        true => none("has no log: it did not begin, or was lost with the host of its driver"),
+        false => none("has not begun: nothing was printed yet"),
     })?;
     path.remove(PARENT);
     path.insert("name".into(), driver);
