@@ -426,7 +426,9 @@ mod tests {
         };
         assert_eq!(told("spark", "conf", json!({"spark.a": "1"})), [""; 0]);
         assert_eq!(told("spark", "conf", json!({"spark.master": "local"})), ["spec.conf.spark.master"]);
-        assert_eq!(told("dask", "conf", json!({"spark.a": "1"})), [""; 0], "Dask's own names are not closed");
+        assert_eq!(told("dask", "conf", json!({"a.b": "1"})), [""; 0], "Dask's own names are not closed");
+        assert_eq!(told("dask", "conf", json!({"spark.a": "1"})), ["spec.conf.spark.a"]);
+        assert_eq!(told("spark", "class", json!("A")), ["spec.class"]);
         assert_eq!(told("dask", "conf", json!({"scheduler-address": "x"})), ["spec.conf.scheduler-address"]);
         assert_eq!(told("spark", "memory", json!("256Mi")), ["spec.memory"]);
         assert_eq!(told("dask", "memory", json!("256Mi")), [""; 0]);

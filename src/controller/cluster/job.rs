@@ -143,7 +143,7 @@ fn after(seen: &Seen<'_>, status: &mut JobStatus) -> Option<Step> {
         return Some(Step::DeleteDriver);
     }
     // It may never have begun, or nobody can be asked there.
-    let began = status.started_at.is_some() || status.exit_code.is_some();
+    let began = status.started_at.or(driver.status.started_at).is_some() || status.exit_code.is_some();
     if !driver.placed || !began || driver.lost {
         return Some(Step::DeleteDriver);
     }
@@ -236,9 +236,10 @@ mod tests {
             restarts: u64,
         ) -> (JobPhase, Option<Step>) {
             let host = Some("h1".to_owned());
-            let status = InstanceStatus { phase, exit_code, host, ..InstanceStatus::default() };
-            let name = "lake-job-1".to_owned();
             let placed = phase != Phase::Pending;
+            let started_at = placed.then_some(Timestamp::UNIX_EPOCH);
+            let status = InstanceStatus { phase, exit_code, host, started_at, ..InstanceStatus::default() };
+            let name = "lake-job-1".to_owned();
             self.driver =
                 Some(Driver { name, restarts, status, current: true, deleting: false, placed, lost: false });
             self.decide()
