@@ -85,7 +85,7 @@ pub fn decide(seen: &Seen<'_>) -> (JobStatus, Option<Step>) {
         (status.reason, status.message) = (Some(reason.to_owned()), Some(message.to_owned()));
         if driver.lost && !seen.job.spec.killed && status.attempts <= seen.job.spec.retries {
             // Without a driver of its own to miss, it is one that waits to begin.
-            (status.phase, status.driver) = (JobPhase::Queued, None);
+            (status.phase, status.driver, status.started_at) = (JobPhase::Queued, None, None);
             return (status, (!driver.deleting).then_some(Step::DeleteDriver));
         }
         status.phase = if seen.job.spec.killed { JobPhase::Killed } else { JobPhase::Failed };
