@@ -269,6 +269,11 @@ fn networks_nobody_uses_go() {
         let refused = net.ensure(&instance("o1", &over, 12)).await.unwrap_err();
         assert!(matches!(refused, Error::Overlap { .. }), "{refused}");
         assert!(refused.to_string().contains("198.18.100.1/24"), "{refused}");
+        // Unless that is what a network left behind that nobody is on any more, also before it is swept up.
+        net.remove("b1").await.unwrap();
+        net.ensure(&instance("o1", &over, 12)).await.unwrap();
+        assert_eq!(reach(pin("o1"), host(), a(100, 1)), Some(a(100, 12)));
+        assert_eq!(sh("ip -o addr").matches("198.18.100.1/24").count(), 1);
     });
 }
 

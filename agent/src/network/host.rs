@@ -181,7 +181,7 @@ impl Keeper {
 
     async fn leg(&mut self, network: &NetworkPlan, mtu: u32, known: bool) -> Result<(), Error> {
         if !known {
-            self.check_overlap(network).await?;
+            self.make_way(network).await?;
             let text = egress::network(network);
             self.write_table(&text, std::slice::from_ref(network)).await?;
         }
@@ -202,18 +202,36 @@ impl Keeper {
         self.settled.read().unwrap_or_else(|p| p.into_inner()).clone()
     }
 
-    /// A leg whose segment the host knows by another device would take that device's traffic.
-    async fn check_overlap(&self, network: &NetworkPlan) -> Result<(), Error> {
+    /// A leg whose segment the host knows by another device would take that device's traffic. One of ours that nobody is behind any
+    /// more goes: a network that was deleted leaves its range to the next at once, and its leg to the next sweep.
+    async fn make_way(&mut self, network: &NetworkPlan) -> Result<(), Error> {
         let leg = names::leg(&network.uid);
         let links = self.lane.links().await?;
         for (index, present) in self.lane.addresses().await? {
             let device = links.iter().find(|link| link.index == index).map_or("?", |link| &link.name);
             let overlaps = network.cidr.contains(&present.trunc()) || present.trunc().contains(&network.cidr);
-            if overlaps && device != leg {
+            if !overlaps || device == leg {
+                continue;
+            }
+            if !self.is_left(device).await? {
                 return Err(Error::Overlap { cidr: network.cidr, present, device: device.into() });
             }
+            self.remove_leg(index, device).await?;
         }
         Ok(())
+    }
+
+    /// Whether this device is a leg of ours, of a network without an instance here.
+    async fn is_left(&self, device: &str) -> Result<bool, Error> {
+        let Some(of) = names::digits(names::LEG, device) else { return Ok(false) };
+        let Some(fabric) = self.fabrics.existing(&self.thread)? else { return Ok(true) };
+        let links = fabric.lane.links().await?;
+        let bridge = links.iter().find(|link| names::digits(names::BRIDGE, &link.name) == Some(of));
+        let used = |bridge: &Link| {
+            let on = |port: &Link| port.master == Some(bridge.index) && !names::is_networks_own(&port.name);
+            links.iter().any(on)
+        };
+        Ok(!bridge.is_some_and(used))
     }
 
     async fn make_leg(&self, fabric: &Fabric, network: &NetworkPlan, mtu: u32) -> Result<(), Error> {
