@@ -317,9 +317,14 @@ async fn begun(ctx: &Context, at: &Target, job: &str) -> Result<(), Failure> {
         if seen.status.phase != JobPhase::Queued {
             return Ok(());
         }
-        let message = seen.status.message.map(|message| format!(": {message}")).unwrap_or_default();
-        waiting.pause(format!("{job} is queued{message}")).await?;
+        waiting.pause(stands(&seen)).await?;
     }
+}
+
+/// `job-1a2b3c4d5e is queued: no host has room`.
+fn stands(job: &Job) -> String {
+    let message = job.status.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
+    format!("{} is {}{message}", job.name, job.status.phase)
 }
 
 /// What runs in a cluster.
@@ -497,10 +502,7 @@ async fn follow(ctx: &Context, job: Job, timeout: Span) -> Result<u8, Failure> {
     let mut printed = Printed { of: below(ctx, &job.spec.cluster).join(&job.name), bytes: 0 };
     let mut seen = job;
     loop {
-        let state = match (&seen.status.phase, &seen.status.message) {
-            (phase, Some(message)) => format!("{} is {phase}: {message}", seen.name),
-            (phase, None) => format!("{} is {phase}", seen.name),
-        };
+        let state = stands(&seen);
         if seen.status.driver.is_some() {
             printed.catch_up(ctx).await?;
         }

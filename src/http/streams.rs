@@ -201,7 +201,7 @@ pub async fn logs(State(app): State<App>, path: Place, mut params: Params) -> An
         let name = path.get("name").map_or("", String::as_str);
         return Err(Problem::new(Code::NotRunning, format!("the log of {name} cannot be read: {why}")).into());
     }
-    Ok(text(Body::from_stream(lines(first, socket))))
+    Ok(text(Body::from_stream(lines(stream::iter(first).chain(socket)))))
 }
 
 /// How long an answer waits for the first word of a host.
@@ -220,29 +220,22 @@ pub fn text(body: Body) -> Response {
 
 /// The output on a stream, until its end. A fault after the first byte ends the body early, as HTTP has no other way.
 fn lines(
-    first: Option<Result<Message, axum::Error>>,
-    socket: WebSocket,
+    messages: impl Stream<Item = Result<Message, axum::Error>> + Unpin,
 ) -> impl Stream<Item = Result<Bytes, std::io::Error>> {
-    stream::unfold((first, Some(socket)), |(mut first, socket)| async move {
-        let mut socket = socket?;
+    stream::unfold(Some(messages), |messages| async move {
+        let mut messages = messages?;
         loop {
-            let message = match first.take() {
-                Some(message) => message,
-                None => socket.recv().await?,
-            };
-            let bytes = match message {
+            let bytes = match messages.next().await? {
                 Ok(Message::Binary(bytes)) => bytes,
                 Ok(_) => continue,
-                Err(error) => return Some((Err(std::io::Error::other(error)), (None, None))),
+                Err(error) => return Some((Err(std::io::Error::other(error)), None)),
             };
             match bytes.first().and_then(|byte| Channel::from_byte(*byte)) {
                 Some(Channel::Stdout | Channel::Stderr) => {
-                    return Some((Ok(bytes.slice(1..)), (None, Some(socket))));
+                    return Some((Ok(bytes.slice(1..)), Some(messages)));
                 }
                 Some(Channel::Exit) => {
-                    return exit(&bytes)?
-                        .error
-                        .map(|error| (Err(std::io::Error::other(error)), (None, None)));
+                    return exit(&bytes)?.error.map(|error| (Err(std::io::Error::other(error)), None));
                 }
                 _ => {}
             }

@@ -227,11 +227,7 @@ impl Keeper {
         let Some(fabric) = self.fabrics.existing(&self.thread)? else { return Ok(true) };
         let links = fabric.lane.links().await?;
         let bridge = links.iter().find(|link| names::digits(names::BRIDGE, &link.name) == Some(of));
-        let used = |bridge: &Link| {
-            let on = |port: &Link| port.master == Some(bridge.index) && !names::is_networks_own(&port.name);
-            links.iter().any(on)
-        };
-        Ok(!bridge.is_some_and(used))
+        Ok(!bridge.is_some_and(|bridge| has_instances(bridge, &links)))
     }
 
     async fn make_leg(&self, fabric: &Fabric, network: &NetworkPlan, mtu: u32) -> Result<(), Error> {
@@ -381,8 +377,7 @@ impl Keeper {
             let Some(of) = names::digits(names::BRIDGE, &bridge.name) else {
                 continue;
             };
-            let instances = |port: &&Link| !names::is_networks_own(&port.name);
-            if links.iter().filter(instances).any(|port| port.master == Some(bridge.index)) {
+            if has_instances(bridge, &links) {
                 used.insert(of.to_owned());
             } else if !named_all.contains(of) {
                 idle.push(bridge);
@@ -453,6 +448,11 @@ impl Keeper {
         }
         Ok(())
     }
+}
+
+/// Whether an instance is on this bridge, of the fabric's links.
+fn has_instances(bridge: &Link, links: &[Link]) -> bool {
+    links.iter().any(|port| port.master == Some(bridge.index) && !names::is_networks_own(&port.name))
 }
 
 fn keep(first: &mut Result<(), Error>, next: Result<(), Error>) {
